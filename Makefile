@@ -1,0 +1,53 @@
+# `make help` lists the targets. Everything is installed into .venv beside this file; a second call installs nothing.
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow test-gpu test-sim test-browser quality style clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
+# One thread per process: two test processes on two cores would otherwise fight for them.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+DEMO_ARGS ?=
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+demo: $(VENV)/demo.stamp  ## episodes -> training -> closed loop, on the CPU; prints where the results are
+	$(BIN)/imagewam demo $(DEMO_ARGS)
+
+test: $(VENV)/test.stamp  ## all fast tests
+	$(PYTEST) -n 2 --dist loadfile
+
+test-slow: $(VENV)/test.stamp  ## tests of more than half a minute
+	$(PYTEST) -m slow
+
+test-gpu: $(VENV)/test.stamp  ## tests that need a CUDA device
+	$(PYTEST) -m gpu
+
+test-sim: $(VENV)/test.stamp  ## tests that step a physics simulator
+	$(PYTEST) -m sim
+
+test-browser: $(VENV)/test.stamp  ## tests that drive a headless browser
+	$(PYTEST) -m browser
+
+quality: $(VENV)/quality.stamp  ## check style, change nothing
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+style: $(VENV)/quality.stamp  ## apply style
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:  ## remove the environment and the caches
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
+
+# torch goes first and alone, so that whatever build of the pinned version pip finds (CPU, CUDA) is kept by the rest.
+$(VENV)/torch.stamp: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	touch $@
+
+$(VENV)/%.stamp: $(VENV)/torch.stamp setup.cfg pyproject.toml
+	$(PIP) --editable '.[$*]'
+	touch $@
