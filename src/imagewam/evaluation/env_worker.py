@@ -1,0 +1,123 @@
+"""An environment in a process of its own, driven through a pipe.
+
+The process is a fresh interpreter rather than a `multiprocessing` child: it never re-imports the caller's script, so
+it starts fast, stays free of torch, and scripts need no `if __name__ == "__main__"`.
+"""
+
+import os
+import subprocess
+import sys
+import traceback
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pkgutil import resolve_name
+from typing import Any
+
+import numpy as np
+
+from imagewam.evaluation.environment import EnvironmentSpec, Observation, StepResult
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}  # many workers share the cores; LP_ is Mesa's llvmpipe
+
+
+class EnvWorkerError(RuntimeError):
+    """The environment raised (the message holds its traceback) or its process died."""
+
+
+class EnvWorker:
+    """An environment built and stepped in another process (POSIX only: the pipe is an inherited descriptor).
+
+    `factory` is a "module:Class" that only the worker imports; it is called with `settings`. `send` and
+    `receive` let many workers work at once; the named methods do both. The constructor does not wait: an environment
+    that cannot be built raises at the first command.
+    """
+
+    def __init__(self, factory: str, **settings: Any):
+        self.name = factory
+        self._pipe, child_end = Pipe()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "imagewam.evaluation.env_worker", str(child_end.fileno())],
+            pass_fds=[child_end.fileno()],
+            env={**ONE_THREAD, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        child_end.close()
+        self._pipe.send((factory, settings))
+
+    def send(self, command: str, *arguments: Any) -> None:
+        """Start `command`; its answer must be fetched by `receive` before the next one is sent."""
+        self._pending = command
+        try:
+            self._pipe.send((command, arguments))
+        except OSError as error:
+            raise self._death() from error
+
+    def receive(self) -> Any:
+        try:
+            fine, answer = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise self._death() from error
+        if not fine:
+            raise EnvWorkerError(f"{self.name} failed during {self._pending!r}:\n{answer}")
+        return answer
+
+    def call(self, command: str, *arguments: Any) -> Any:
+        self.send(command, *arguments)
+        return self.receive()
+
+    def describe(self) -> EnvironmentSpec:
+        return self.call("describe")
+
+    def reset(self, task: str, seed: int) -> Observation:
+        return self.call("reset", task, seed)
+
+    def step(self, actions: np.ndarray, film: bool = False) -> StepResult:
+        return self.call("step", actions, film)
+
+    def expert_action(self) -> np.ndarray:
+        return self.call("expert_action")
+
+    def render(self) -> np.ndarray:
+        return self.call("render")
+
+    def close(self) -> None:
+        """End the process; safe to call twice and after a death."""
+        self._pipe.close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:  # busy inside the simulator, so it does not see that the pipe is closed
+            self._process.kill()
+            self._process.wait()
+
+    def __enter__(self) -> "EnvWorker":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _death(self) -> EnvWorkerError:
+        code = self._process.wait()
+        return EnvWorkerError(f"the process of {self.name} died during {self._pending!r} (exit code {code})")
+
+
+def serve(pipe: Connection) -> None:
+    """Build the environment named by the first message and answer commands until the other side hangs up."""
+    environment = None
+    try:
+        factory, settings = pipe.recv()
+        while True:
+            command, arguments = pipe.recv()
+            try:
+                environment = environment or resolve_name(factory)(**settings)
+                answer = True, getattr(environment, command)(*arguments)
+            except Exception:
+                answer = False, traceback.format_exc()
+            pipe.send(answer)
+    except (EOFError, OSError):
+        pass  # the parent closed the pipe or is gone
+    finally:
+        if environment is not None:
+            environment.close()
+
+
+if __name__ == "__main__":
+    serve(Connection(int(sys.argv[1])))
