@@ -1,0 +1,51 @@
+"""Training arguments with the paper's recipe as defaults."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class ImageWAMTrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` with the paper's recipe.
+
+    AdamW (0.9, 0.95), learning rate 1e-4, weight decay 1e-2, gradient norm clipped at 1, linear warm-up over 5 % of the
+    steps, then a cosine down to 1 % of the learning rate.
+
+    Precision is left to the user (`bf16=True` on a GPU that has it).
+    """
+
+    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of AdamW."})
+    weight_decay: float = field(default=1e-2, metadata={"help": "Weight decay of AdamW."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "Second-moment decay of AdamW."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are scaled down to this norm."})
+    warmup_steps: float = field(
+        default=0.05, metadata={"help": "Linear warm-up: a number of steps, or below 1 a share of all steps."}
+    )
+    lr_scheduler_type: str = field(
+        default="cosine_with_min_lr",
+        metadata={"help": "Schedule after the warm-up; the default ends at 1 % of the learning rate."},
+    )
+    logging_steps: float = field(default=10, metadata={"help": "Losses are logged as means over this many steps."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN and infinite losses in the logs."})
+    # A sample holds what the processor needs; nothing of it is named like an argument of the policy's forward.
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Not used: the collator consumes every key."})
+
+    save_frozen: bool = field(
+        default=False,
+        metadata={"help": "Save VAE and text encoder with every checkpoint instead of referring to their repository."},
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Evaluate on this many samples, evenly spaced over the set; default: on all."}
+    )
+    eval_inference_steps: int = field(default=10, metadata={"help": "Euler steps of the action error's predictions."})
+    eval_seed: int = field(default=0, metadata={"help": "Every evaluation draws the same times and noise from it."})
+    check_statistics: bool = field(
+        default=True,
+        metadata={"help": "Refuse to train when the processor's statistics are not those of the training dataset."},
+    )
+
+    def __post_init__(self):
+        if self.lr_scheduler_type == "cosine_with_min_lr" and self.lr_scheduler_kwargs is None:
+            self.lr_scheduler_kwargs = {"min_lr_rate": 0.01}
+        super().__post_init__()

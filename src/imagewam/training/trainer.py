@@ -1,0 +1,197 @@
+"""`ImageWAMTrainer`: a `transformers.Trainer` that knows a policy's two losses and its robot's units."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from .arguments import ImageWAMTrainingArguments
+from .baselines import Baseline
+from .checkpoints import last_complete_checkpoint, remove_if_it_fails
+from .checks import check_policy_matches_contract, check_sample_matches_contract
+from .evaluation_loop import (
+    LOSS_NAMES,
+    TRAINING_INPUTS,
+    EvaluationCollator,
+    EvenlySpaced,
+    action_errors,
+    fixed_seed,
+    sample_losses,
+)
+
+
+class ImageWAMTrainer(Trainer):
+    """Trains an `ImageWAMForActionPrediction` on action chunks.
+
+    Logs `loss`, `action_loss` and `image_loss`. Every evaluation gives the same three (`eval_loss`, ...) with the same
+    times and noise, and `eval_action_mae`: the mean absolute error of predicted chunks in physical units over all valid
+    steps, with `eval_action_mae/<name>` per action dimension and `eval_<baseline>_mae` per baseline. Checkpoints hold
+    policy and processor together; a run resumed from one continues bit for bit.
+
+    Args:
+        model: the policy.
+        args: see `ImageWAMTrainingArguments`.
+        processing_class: the `ImageWAMProcessor`, whose contract is checked against policy and datasets.
+        train_dataset, eval_dataset: datasets of raw samples (`imagewam.data.ActionChunkDataset`).
+        data_collator: samples -> batch; default `ImageWAMCollator(processing_class)`.
+        train_statistics: statistics of the training dataset, to be compared with the processor's.
+        baselines: predictors measured beside the policy in every evaluation (`imagewam.training.baselines`).
+
+    Raises:
+        ValueError: before the first step, if the policy, the processor and the datasets disagree, or if a checkpoint
+            could not say where its frozen parts come from.
+    """
+
+    def __init__(
+        self,
+        model,
+        args: ImageWAMTrainingArguments,
+        processing_class,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        data_collator=None,
+        train_statistics: Mapping[str, Any] | None = None,
+        baselines: Mapping[str, Baseline] | None = None,
+        **kwargs,
+    ):
+        self._check(model, args, processing_class, train_dataset, eval_dataset, train_statistics)
+        if data_collator is None:
+            from ..data.collator import ImageWAMCollator
+
+            data_collator = ImageWAMCollator(processing_class)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        # The base class writes a language model's setting into every config; it would end in the policy's config.json.
+        vars(model.config).pop("use_cache", None)
+        # The losses are means over the batch: gradient accumulation must divide them by the number of micro-batches.
+        self.model_accepts_loss_kwargs = False
+        self.baselines = dict(baselines or {})
+        self._loss_parts: dict[str, torch.Tensor] = {}
+        self._loss_weight = 0.0
+
+    @staticmethod
+    def _check(model, args, processor, train_dataset, eval_dataset, train_statistics) -> None:
+        check_policy_matches_contract(model.config, processor.contract)
+        eval_datasets = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
+        for dataset in (train_dataset, *eval_datasets):
+            if dataset is not None:
+                check_sample_matches_contract(dataset[0], processor.contract)
+        if args.check_statistics and train_statistics is not None:
+            processor.check_statistics(train_statistics)
+        if not args.save_frozen:
+            model.check_frozen_references()
+
+    # ---- Losses ----
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        """The policy's total loss; action and image loss are kept for the next log line."""
+        outputs = model(**inputs)
+        weight = 1 / self.current_gradient_accumulation_steps
+        for name in LOSS_NAMES[1:]:
+            part = getattr(outputs, name, None)
+            if part is not None:
+                self._loss_parts[name] = self._loss_parts.get(name, 0) + weight * part.detach().mean().float()
+        self._loss_weight += weight
+        loss = outputs.loss.mean()
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds to a line with the total loss the means of action and image loss over the same steps and processes."""
+        if "loss" in logs and self._loss_weight:
+            for name, total in self._loss_parts.items():
+                logs[name] = self.accelerator.reduce(total / self._loss_weight, reduction="mean").item()
+            self._loss_parts, self._loss_weight = {}, 0.0
+        super().log(logs, start_time)
+
+    # ---- Evaluation ----
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+        """At most `max_eval_samples` evenly spaced samples, raw values beside the normalised ones."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        dataset = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
+        if dataset is None:
+            raise ValueError("evaluation needs an eval_dataset")
+        dataset = EvenlySpaced(dataset, self.args.max_eval_samples or len(dataset))
+        loader = DataLoader(
+            dataset,
+            batch_size=self.args.eval_batch_size,
+            collate_fn=EvaluationCollator(self.data_collator),
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Losses and action errors over a loader of `get_eval_dataloader`; the run's random state is left alone."""
+        self.model.eval()
+        rows = []
+        with fixed_seed(self.args.eval_seed + self.args.process_index), torch.no_grad():
+            for batch in tqdm(dataloader, desc=description, disable=self.args.disable_tqdm, leave=False):
+                row = self._evaluate_batch(self._prepare_inputs(batch))
+                rows.append({name: value.cpu() for name, value in self.accelerator.gather_for_metrics(row).items()})
+        totals = {name: torch.cat([row[name] for row in rows]).double() for name in rows[0]}
+        metrics = self._metrics(totals, metric_key_prefix)
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
+
+    def _evaluate_batch(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        raw = {name: batch.pop(name) for name in ("raw_state", "raw_actions")}
+        is_pad = batch["action_is_pad"]
+        with self.accelerator.autocast():
+            losses = sample_losses(self.model(**batch), len(is_pad))
+            observation = {name: batch[name] for name in batch if name not in TRAINING_INPUTS}
+            output = self.model.predict_action(**observation, num_inference_steps=self.args.eval_inference_steps)
+        errors = action_errors(output.actions, {**raw, "action_is_pad": is_pad}, self.processing_class, self.baselines)
+        errors = {f"error:{name}": error.to(is_pad.device) for name, error in errors.items()}
+        return {**losses, **errors, "valid_steps": (~is_pad).sum(dim=1)}
+
+    def _metrics(self, totals: dict[str, torch.Tensor], prefix: str) -> dict[str, float]:
+        metrics = {f"{prefix}_{name}": totals[name].mean().item() for name in LOSS_NAMES if name in totals}
+        steps = totals["valid_steps"].sum()
+        policy_error = totals["error:policy"].sum(dim=0) / steps
+        metrics[f"{prefix}_action_mae"] = policy_error.mean().item()
+        for name in self.baselines:
+            metrics[f"{prefix}_{name}_mae"] = (totals[f"error:{name}"].sum(dim=0) / steps).mean().item()
+        for name, error in zip(self.processing_class.contract.action.names, policy_error.tolist(), strict=True):
+            metrics[f"{prefix}_action_mae/{name}"] = error
+        return metrics
+
+    # ---- Checkpoints ----
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """As in the base class; `resume_from_checkpoint=True` takes the last checkpoint written to its end."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        with remove_if_it_fails(folder):
+            super()._save_checkpoint(model, trial)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Policy and processor; no pickled training arguments, which would carry absolute paths to other machines."""
+        if not self.args.should_save:
+            return
+        output_dir = output_dir or self.args.output_dir
+        policy = self.accelerator.unwrap_model(self.model)
+        policy.save_pretrained(output_dir, state_dict=state_dict, save_frozen=self.args.save_frozen)
+        self.processing_class.save_pretrained(output_dir, save_frozen=self.args.save_frozen)
