@@ -9,8 +9,8 @@ from transformers import TrainingArguments
 class ImageWAMTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` with the paper's recipe.
 
-    AdamW (0.9, 0.95), learning rate 1e-4, weight decay 1e-2, gradient norm clipped at 1, linear warm-up over 5 % of the
-    steps, then a cosine down to 1 % of the learning rate.
+    AdamW (0.9, 0.95), learning rate 1e-4, weight decay 1e-2, gradient norm clipped at 1, linear warm-up over 5 %
+    of the steps, then a cosine down to 1 % of the learning rate.
 
     Precision is left to the user (`bf16=True` on a GPU that has it).
     """

@@ -29,9 +29,9 @@ class ImageWAMTrainer(Trainer):
     """Trains an `ImageWAMForActionPrediction` on action chunks.
 
     Logs `loss`, `action_loss` and `image_loss`. Every evaluation gives the same three (`eval_loss`, ...) with the same
-    times and noise, and `eval_action_mae`: the mean absolute error of predicted chunks in physical units over all valid
-    steps, with `eval_action_mae/<name>` per action dimension and `eval_<baseline>_mae` per baseline. Checkpoints hold
-    policy and processor together; a run resumed from one continues bit for bit.
+    times and noise, and `eval_action_mae`: the mean absolute error of predicted chunks in physical units over all
+    valid steps, with `eval_action_mae/<name>` per action dimension and `eval_<baseline>_mae` per baseline. Checkpoints
+    hold policy and processor together; a run resumed from one continues bit for bit.
 
     Args:
         model: the policy.
