@@ -8,7 +8,7 @@ from imagewam.evaluation.environment import EnvironmentSpec, Observation, StepRe
 
 
 class PointMass:
-    """State: position and goal; "left" goals are negative, "right" ones positive. `unsolvable` seeds beat the expert."""
+    """State: position and goal; goals of "left" are negative. `unsolvable` seeds defeat the expert."""
 
     def __init__(self, unsolvable: tuple[int, ...] = ()):
         self.unsolvable = unsolvable

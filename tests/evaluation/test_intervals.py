@@ -1,0 +1,24 @@
+import pytest
+
+from imagewam.evaluation.intervals import SuccessRate, wilson_interval
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634), (45, 50, 0.7864, 0.9565)],
+)
+def test_wilson_interval_against_published_tables(successes, trials, low, high):
+    assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_the_interval_shrinks_with_trials():
+    narrow, wide = SuccessRate.of([True, False] * 200), SuccessRate.of([True, False] * 5)
+    assert narrow.rate == wide.rate == 0.5
+    assert narrow.high - narrow.low < (wide.high - wide.low) / 5
+    assert str(wide) == "5/10 = 50% [24%, 76%]"
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 0), (3, 2), (-1, 2)])
+def test_impossible_counts_are_refused(successes, trials):
+    with pytest.raises(ValueError, match=f"got {successes} of {trials}"):
+        wilson_interval(successes, trials)
