@@ -80,5 +80,5 @@ def overlay(image: np.ndarray, heat: np.ndarray, top: float | None = None) -> np
     level = np.clip(np.asarray(fine) / max(top or heat.max(), 1e-12), 0, 1)[..., None]
     colour = np.concatenate([np.interp(level, RAMP_STOPS, channel) for channel in zip(*RAMP, strict=True)], axis=-1)
     grey = image.mean(axis=-1, keepdims=True)
-    opacity = 0.75 * np.sqrt(level)
-    return np.round((1 - opacity) * (0.4 * image + 0.4 * grey) + opacity * colour).astype(np.uint8)
+    opacity = 0.8 * level
+    return np.round((1 - opacity) * (0.5 * image + 0.4 * grey) + opacity * colour).astype(np.uint8)
