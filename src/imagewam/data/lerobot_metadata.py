@@ -1,0 +1,151 @@
+"""The `meta/` folder of a LeRobot dataset, v2.1 or v3.0, read into one description of where every episode lies."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+READABLE_VERSIONS = ("v2.1", "v3.0")
+
+
+@dataclass(frozen=True)
+class VideoSpan:
+    """Frames `first_frame ... first_frame + episode length - 1` of one video file."""
+
+    path: Path
+    first_frame: int
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode: its rows are those of `data_path` whose `episode_index` is `index`; `videos` is by feature key."""
+
+    index: int
+    length: int
+    data_path: Path
+    videos: dict[str, VideoSpan]
+
+
+@dataclass(frozen=True)
+class LeRobotMetadata:
+    """What a dataset folder says about itself; `features` is as in info.json, `tasks` maps task_index to its text."""
+
+    root: Path
+    codebase_version: str
+    fps: float
+    robot_type: str | None
+    features: dict[str, dict]
+    tasks: dict[int, str]
+    episodes: dict[int, Episode]
+    fingerprint: str
+
+    def select(self, indices: Sequence[int] | None) -> list[Episode]:
+        """The episodes of these indices, in this order; all of them for None."""
+        if indices is None:
+            return list(self.episodes.values())
+        if unknown := sorted(set(indices) - set(self.episodes)):
+            raise ValueError(f"{self.root} has no episodes {unknown}: it holds {len(self.episodes)}, {_span(self)}")
+        if not indices or len(set(indices)) < len(indices):
+            raise ValueError(f"episodes must be named once each, and at least one; got {list(indices)}")
+        return [self.episodes[index] for index in indices]
+
+
+def read_metadata(root: str | Path) -> LeRobotMetadata:
+    """Read `root/meta`; FileNotFoundError where there is none, ValueError for a version not in `READABLE_VERSIONS`."""
+    root = Path(root)
+    info_path = root / "meta" / "info.json"
+    if not info_path.is_file():
+        raise FileNotFoundError(f"{root} is no LeRobot dataset: it has no meta/info.json")
+    info = json.loads(info_path.read_text())
+    version = info.get("codebase_version")
+    if version not in READABLE_VERSIONS:
+        raise ValueError(f"{info_path} says codebase_version {version!r}; readable are {', '.join(READABLE_VERSIONS)}")
+    read_tasks, read_episodes = _READERS[version]
+    episodes = read_episodes(root, info)
+    return LeRobotMetadata(
+        root=root,
+        codebase_version=version,
+        fps=info["fps"],
+        robot_type=info.get("robot_type"),
+        features=info["features"],
+        tasks=read_tasks(root),
+        episodes={episode.index: episode for episode in episodes},
+        fingerprint=_fingerprint(root),
+    )
+
+
+def video_keys(features: dict[str, dict]) -> list[str]:
+    """Keys of the features that are stored as video files."""
+    return [key for key, feature in features.items() if feature["dtype"] == "video"]
+
+
+def _read_tasks_jsonl(root: Path) -> dict[int, str]:
+    return {row["task_index"]: row["task"] for row in _read_jsonl(root / "meta" / "tasks.jsonl")}
+
+
+def _read_tasks_parquet(root: Path) -> dict[int, str]:
+    path = root / "meta" / "tasks.parquet"
+    tasks = pq.read_table(path).to_pandas()["task_index"]
+    if not all(isinstance(task, str) for task in tasks.index):
+        raise ValueError(f"{path}: the index must hold the task texts, it holds {tasks.index.dtype}")
+    return {int(task_index): task for task, task_index in tasks.items()}
+
+
+def _read_episodes_jsonl(root: Path, info: dict) -> list[Episode]:
+    """v2.1: one parquet file and one video file per camera and episode."""
+    episodes = []
+    for row in _read_jsonl(root / "meta" / "episodes.jsonl"):
+        index = row["episode_index"]
+        place = {"episode_index": index, "episode_chunk": index // info["chunks_size"]}
+        videos = {
+            key: VideoSpan(root / info["video_path"].format(video_key=key, **place), first_frame=0)
+            for key in video_keys(info["features"])
+        }
+        episodes.append(Episode(index, row["length"], root / info["data_path"].format(**place), videos))
+    return episodes
+
+
+def _read_episodes_parquet(root: Path, info: dict) -> list[Episode]:
+    """v3.0: files hold many episodes; an episode's place in a video is given in seconds from the start of the file."""
+    episodes = []
+    for path in sorted((root / "meta" / "episodes").glob("*/*.parquet")):
+        columns = [name for name in pq.read_schema(path).names if not name.startswith("stats/")]
+        for row in pq.read_table(path, columns=columns).to_pylist():
+            videos = {key: _video_span(root, info, key, row) for key in video_keys(info["features"])}
+            data_path = root / info["data_path"].format(**_place(row, "data"))
+            episodes.append(Episode(row["episode_index"], row["length"], data_path, videos))
+    return episodes
+
+
+def _video_span(root: Path, info: dict, key: str, row: dict) -> VideoSpan:
+    path = info["video_path"].format(video_key=key, **_place(row, f"videos/{key}"))
+    return VideoSpan(root / path, first_frame=round(row[f"videos/{key}/from_timestamp"] * info["fps"]))
+
+
+def _place(row: dict, prefix: str) -> dict[str, int]:
+    return {name: row[f"{prefix}/{name}"] for name in ("chunk_index", "file_index")}
+
+
+def _read_jsonl(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+
+
+def _fingerprint(root: Path) -> str:
+    """SHA-256 of the names and bytes of all files in `meta/`; among them are the statistics of every episode."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in (root / "meta").rglob("*") if path.is_file()):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _span(metadata: LeRobotMetadata) -> str:
+    return f"{min(metadata.episodes)} to {max(metadata.episodes)}"
+
+
+_READERS = {
+    "v2.1": (_read_tasks_jsonl, _read_episodes_jsonl),
+    "v3.0": (_read_tasks_parquet, _read_episodes_parquet),
+}
