@@ -1,0 +1,77 @@
+"""Training samples: a camera frame, the state, the next action chunk and the frame at its end."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from imagewam.data.lerobot_dataset import ACTION_KEY, STATE_KEY, LeRobotDataset
+
+
+class ActionChunkDataset(Dataset):
+    """
+    One sample per frame t of a `LeRobotDataset`, in raw physical units and never across two episodes.
+
+    A sample holds
+        images: uint8 [H, W, 3] by camera name, at t
+        target_images: the same, at t + horizon, or at the episode's last frame where that comes first
+        state: float32 [state_dim], at t
+        actions: float32 [horizon, action_dim], at t ... t + horizon - 1; the last action repeats after the end
+        action_is_pad: bool [horizon], True where an action lies after the end
+        instruction, index (of the sample), episode_index, frame_index
+
+    Args:
+        horizon: number of actions in a chunk, H in the paper; 16 there.
+        cameras: camera names, in the order in which they should be decoded.
+        with_images: False leaves out both image entries and decodes nothing.
+
+    Raises:
+        ValueError: the dataset lacks the state, the action or a camera, or a video is cut off.
+    """
+
+    def __init__(self, dataset: LeRobotDataset, horizon: int, cameras: Sequence[str], with_images: bool = True):
+        if horizon < 1:
+            raise ValueError(f"horizon must be at least 1, got {horizon}")
+        dataset.feature(STATE_KEY)
+        dataset.feature(ACTION_KEY)
+        for camera in cameras:
+            dataset.camera_key(camera)
+        if with_images:
+            dataset.check_videos(cameras)
+        self.dataset = dataset
+        self.horizon = horizon
+        self.cameras = tuple(cameras)
+        self.with_images = with_images
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict:
+        episode_index, frame_index = self.dataset.locate(index)
+        actions, is_pad = self._actions(episode_index, frame_index)
+        sample = {
+            "state": self.dataset.values(STATE_KEY, episode_index, frame_index, frame_index + 1)[0],
+            "actions": actions,
+            "action_is_pad": is_pad,
+            "instruction": self.dataset.instruction(episode_index, frame_index),
+            "index": index,
+            "episode_index": episode_index,
+            "frame_index": frame_index,
+        }
+        return sample | self._images(episode_index, frame_index) if self.with_images else sample
+
+    def _actions(self, episode_index: int, frame_index: int) -> tuple[np.ndarray, np.ndarray]:
+        end = min(frame_index + self.horizon, self.dataset.episode_lengths[episode_index])
+        recorded = self.dataset.values(ACTION_KEY, episode_index, frame_index, end)
+        steps = np.arange(self.horizon)
+        return recorded[np.minimum(steps, len(recorded) - 1)], steps >= len(recorded)
+
+    def _images(self, episode_index: int, frame_index: int) -> dict[str, dict[str, np.ndarray]]:
+        target_index = min(frame_index + self.horizon, self.dataset.episode_lengths[episode_index] - 1)
+        frames = {
+            camera: self.dataset.frames(camera, episode_index, (frame_index, target_index)) for camera in self.cameras
+        }
+        return {
+            "images": {camera: frame for camera, (frame, _) in frames.items()},
+            "target_images": {camera: target for camera, (_, target) in frames.items()},
+        }
