@@ -1,3 +1,38 @@
 """ImageWAM: robot policies that read the keys and values of an image-editing diffusion model."""
 
+import importlib
+import multiprocessing
+
 __version__ = "0.1.0.dev0"
+
+_PUBLIC = {
+    "ImageWAMConfig": "configuration_imagewam",
+    "ImageWAMProcessor": "processing_imagewam",
+    "ImageWAMForActionPrediction": "modeling.modeling_imagewam",
+    "ImageWAMTrainer": "training",
+    "ImageWAMTrainingArguments": "training",
+}
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
+
+
+def _register_auto_classes() -> None:
+    from transformers import AutoConfig, AutoModel, AutoProcessor
+
+    from .configuration_imagewam import ImageWAMConfig
+    from .modeling.modeling_imagewam import ImageWAMForActionPrediction
+    from .processing_imagewam import ImageWAMProcessor
+
+    AutoConfig.register("imagewam", ImageWAMConfig)
+    AutoModel.register(ImageWAMConfig, ImageWAMForActionPrediction)
+    AutoProcessor.register(ImageWAMConfig, ImageWAMProcessor)
+
+
+# Children of multiprocessing run simulators, which must not share a process with torch.
+if multiprocessing.parent_process() is None:
+    _register_auto_classes()

@@ -1,0 +1,109 @@
+"""`ImageWAMConfig`: the editing backbone, the action expert, the flow and what actions get to see."""
+
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+# What released checkpoints were trained with, where it differs from the paper (the defaults).
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "published": {
+        "edit_mode": "prefix",
+        "edit_timestep": 0.0,
+        "image_loss_weight": 0.5,
+        "loss_weighting": "bell",
+        "time_dtype": "model",
+    },
+}
+
+
+@strict
+class ImageWAMConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`ImageWAMForActionPrediction`]. The defaults are the paper's; `from_preset("published")` gives
+    the settings of the released checkpoints.
+
+    Args:
+        backbone (`dict`):
+            `family` (a registered editing family), `transformer` (its diffusers config, or the name of a built-in
+            size such as `"4B"`) and the family's own options.
+        frozen_parts (`dict`):
+            `{"vae": {"repo", "subfolder", "revision"}, "text_encoder": ...}`; repo None: in the checkpoint's folder.
+        action_dim, state_dim, action_horizon (`int`):
+            Size of one action, of the proprioceptive state (0: no state token), number of actions per chunk.
+        action_hidden_size (`int`), action_mlp_ratio (`float`):
+            Width of the action expert and of its MLPs relative to it. Its attention is as wide as the backbone's.
+        edit_mode (`"denoise"` or `"prefix"`):
+            What actions attend to: the context and the target tokens after one editing step, or the context only.
+        edit_timestep (`float`, *optional*):
+            τ* in [0, 1], the image time of that step at inference (paper, Eq. 10). Default: 1 (pure noise) for
+            `"denoise"`, 0 for `"prefix"`.
+        context_timestep (`"target"` or `float`):
+            The time that modulates context tokens: a fixed number, or the sampled image time while training and
+            `edit_timestep` at inference.
+        time_shift (`float`):
+            s of t = s·u / (1 + (s - 1)·u), for drawing times and for the Euler schedule.
+        loss_weighting (`"none"` or `"bell"`), action_loss_weight, image_loss_weight (`float`):
+            loss = action_loss_weight · L_act + image_loss_weight · L_img, each weighted by w(t).
+        num_inference_steps (`int`):
+            Euler steps of `predict_action` unless it is told otherwise.
+        time_dtype (`"float32"` or `"model"`):
+            What times, Euler step sizes and the chunk between steps are rounded to; the model's own dtype for parity
+            with released weights.
+    """
+
+    model_type = "imagewam"
+
+    backbone: dict[str, Any] | None = None
+    frozen_parts: dict[str, Any] | None = None
+    action_dim: int = 7
+    state_dim: int = 8
+    action_horizon: int = 16
+    action_hidden_size: int = 1024
+    action_mlp_ratio: float = 4.0
+    edit_mode: Literal["denoise", "prefix"] = "denoise"
+    edit_timestep: float | None = None
+    context_timestep: float | int | Literal["target"] = "target"
+    time_shift: float = 5.0
+    loss_weighting: Literal["none", "bell"] = "none"
+    action_loss_weight: float = 1.0
+    image_loss_weight: float = 1.0
+    num_inference_steps: int = 10
+    time_dtype: Literal["float32", "model"] = "float32"
+
+    def __post_init__(self, **kwargs):
+        if self.backbone is None:
+            self.backbone = {"family": "flux2-klein", "transformer": "4B"}
+        if self.frozen_parts is None:
+            self.frozen_parts = {}
+        if self.edit_timestep is None:
+            self.edit_timestep = 1.0 if self.edit_mode == "denoise" else 0.0
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_preset(cls, preset: str, **kwargs) -> "ImageWAMConfig":
+        """A configuration with the settings of `"paper"` or `"published"`; `kwargs` go on top."""
+        if preset not in PRESETS:
+            raise ValueError(f"unknown preset {preset!r}; there are {sorted(PRESETS)}")
+        return cls(**{**PRESETS[preset], **kwargs})
+
+    def validate_architecture(self):
+        """Part of `@strict`'s validation: times lie in [0, 1], sizes are positive, the backbone names its family."""
+        for name in ("edit_timestep", "context_timestep"):
+            value = getattr(self, name)
+            if isinstance(value, (int, float)) and not 0 <= value <= 1:
+                raise ValueError(f"{name} is a flow time in [0, 1], got {value}")
+        for name in ("action_dim", "action_horizon", "action_hidden_size", "num_inference_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if "family" not in self.backbone:
+            raise ValueError(f"backbone must name its family, got the keys {sorted(self.backbone)}")
+
+    @property
+    def inference_context_timestep(self) -> float:
+        """The time that modulates context tokens at inference."""
+        return self.edit_timestep if self.context_timestep == "target" else float(self.context_timestep)
+
+
+__all__ = ["ImageWAMConfig"]

@@ -1,0 +1,222 @@
+"""What every editing family offers to the policy, and the registry that finds a family by name or pipeline class."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from ...configuration_imagewam import ImageWAMConfig
+from ..frozen_parts import FrozenParts, reference_to
+from ..kv_cache import KVCache, KVTap
+
+
+@dataclass(frozen=True)
+class AttentionGeometry:
+    """The attention of one tapped layer, which the action expert's layer joins.
+
+    Attributes:
+        form: the block that the action expert builds here: "double" (attention, then MLP) or "single" (parallel).
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    form: Literal["double", "single"] = "double"
+
+
+@dataclass
+class TransformerCall:
+    """Keyword arguments of one transformer call, and what its keys are.
+
+    Attributes:
+        spans: name of each group of tokens -> where its keys stand in the key axis.
+        key_mask: `[B, S]` bool, False for padding; None when all keys are real.
+    """
+
+    kwargs: dict[str, Any]
+    spans: dict[str, slice]
+    key_mask: Tensor | None = None
+
+
+class EditingBackbone(FrozenParts, nn.Module, ABC):
+    """An image-editing transformer seen as three calls: encode the context, predict a velocity, decode an image.
+
+    A family's file is the only place that knows the family. Times are t = 1 noise, t = 0 data, velocity = ε - x;
+    a family with another convention converts inside its methods. Image tokens are packed, normalised latents
+    `[B, rows · columns, latent_channels]`, row-major.
+
+    Args:
+        config: `config.backbone` describes the network, `config.frozen_parts` where VAE and text encoder lie.
+        transformer: the network itself; built from `config` when None.
+    """
+
+    family: ClassVar[str]
+    pipeline_classes: ClassVar[tuple[str, ...]]
+    text_sees_image: ClassVar[bool] = False
+    # How the processor words an instruction for this family's text encoder.
+    prompt_format: ClassVar[dict[str, Any]]
+    # Regular expression over the policy's module names: where LoRA adapters go.
+    lora_targets: ClassVar[str]
+
+    def __init__(self, config: ImageWAMConfig, transformer: nn.Module | None = None):
+        super().__init__()
+        self.config = config
+        self.tokenizer = None
+        self.transformer = transformer if transformer is not None else self.build_transformer()
+        self.prepare_transformer()
+        self.tap = KVTap(self.transformer, self.is_context_attention)
+
+    # What a family says of its network
+
+    @abstractmethod
+    def build_transformer(self) -> nn.Module:
+        """The network that `config.backbone["transformer"]` describes, with fresh weights."""
+
+    def prepare_transformer(self) -> None:
+        """Adapt the network to the family's options, before it is tapped."""
+
+    def is_context_attention(self, name: str, module: nn.Module) -> bool:
+        """Whether this attention layer's keys belong to the context. All layers, unless a family says otherwise."""
+        return True
+
+    @property
+    @abstractmethod
+    def attention_layers(self) -> list[AttentionGeometry]:
+        """Geometry of the tapped layers, in execution order."""
+
+    @property
+    @abstractmethod
+    def text_dim(self) -> int:
+        """Width of instruction embeddings and of the state token."""
+
+    @property
+    @abstractmethod
+    def latent_channels(self) -> int:
+        """Width of a packed latent token."""
+
+    # The three calls
+
+    @abstractmethod
+    def encode_instruction(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """`[B, L]` token ids and mask -> `[B, L, text_dim]` embeddings."""
+
+    @abstractmethod
+    def encode_image(self, pixel_values: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """`[B, 3, H, W]` in [-1, 1] -> tokens `[B, N, C]` and their (rows, columns). Deterministic."""
+
+    @abstractmethod
+    def decode_image(self, image_latents: Tensor, image_grid: tuple[int, int]) -> Tensor:
+        """Tokens `[B, N, C]` -> `[B, 3, H, W]` in about [-1, 1]."""
+
+    @abstractmethod
+    def context_call(
+        self,
+        prompt_embeds: Tensor,
+        prompt_mask: Tensor | None,
+        image_latents: Tensor,
+        image_grid: tuple[int, int],
+        timestep: Tensor,
+    ) -> TransformerCall:
+        """The call over instruction, state and current image, without a target."""
+
+    @abstractmethod
+    def target_call(self, target_latents: Tensor, image_grid: tuple[int, int], timestep: Tensor) -> TransformerCall:
+        """The call over the noisy target alone, to be made with the context's keys in front."""
+
+    def velocity(self, output: Tensor) -> Tensor:
+        """The transformer's output for the target tokens as ε - x."""
+        return output
+
+    @abstractmethod
+    def action_rotary_emb(self, horizon: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(cos, sin) of the action tokens' positions, each `[horizon, head_dim]`."""
+
+    def encode_context(
+        self,
+        prompt_embeds: Tensor,
+        prompt_attention_mask: Tensor | None,
+        image_latents: Tensor,
+        image_grid: tuple[int, int],
+        timestep: Tensor,
+    ) -> KVCache:
+        """Keys and values of the context (paper, Eq. 5, restricted to the tokens that no target touches).
+
+        Args:
+            prompt_embeds: `[B, L, text_dim]`, the state token included.
+            prompt_attention_mask: `[B, L]` bool, False for padding; None when there is none.
+            image_latents: `[B, N, C]` of the current image.
+            timestep: `[B]`, the time that modulates context tokens.
+        """
+        call = self.context_call(prompt_embeds, prompt_attention_mask, image_latents, image_grid, timestep)
+        with self.tap.capture(key_mask=call.key_mask) as cache:
+            self.transformer(**call.kwargs, return_dict=False)
+        cache.spans, cache.image_grid = call.spans, image_grid
+        return cache
+
+    def predict_velocity(
+        self, target_latents: Tensor, timestep: Tensor, context: KVCache, capture: bool = False
+    ) -> tuple[Tensor, KVCache]:
+        """u(z_t, t | o, l) of the noisy target, attending to the context and itself (paper, Eq. 7).
+
+        Args:
+            target_latents: `[B, N, C]`.
+            timestep: `[B]`.
+            capture: also return the target's own keys and values; without it the second result is empty.
+        """
+        call = self.target_call(target_latents, context.image_grid, timestep)
+        with self.tap.prefix(context, key_mask=call.key_mask, capture=capture) as cache:
+            output = self.transformer(**call.kwargs, return_dict=False)[0]
+        cache.spans, cache.image_grid = call.spans, context.image_grid
+        return self.velocity(output), cache
+
+    # From and to pipelines
+
+    @classmethod
+    @abstractmethod
+    def backbone_config(cls, pipeline: DiffusionPipeline) -> dict[str, Any]:
+        """`config.backbone` for this pipeline."""
+
+    def attach_pipeline(self, pipeline: DiffusionPipeline, source: str | None, revision: str | None) -> None:
+        """Take over the pipeline's frozen parts and remember where they come from."""
+        for name in self.frozen_loaders:
+            module = getattr(pipeline, name)
+            self.attach_frozen(name, module)
+            path = getattr(module, "name_or_path", None) or getattr(module.config, "_name_or_path", None)
+            self.config.frozen_parts[name] = reference_to(path, name, source, revision)
+        self.tokenizer = pipeline.tokenizer
+        path = getattr(pipeline.tokenizer, "name_or_path", None)
+        self.config.frozen_parts["tokenizer"] = reference_to(path, "tokenizer", source, revision)
+
+    @property
+    def tokenizer_source(self) -> dict | None:
+        """Where the tokenizer can be loaded from, for the processor."""
+        return self.config.frozen_parts.get("tokenizer")
+
+
+_FAMILIES: dict[str, type[EditingBackbone]] = {}
+
+
+def register_family(backbone_class: type[EditingBackbone]) -> type[EditingBackbone]:
+    """Class decorator: make a family known by its name and its pipelines' class names."""
+    _FAMILIES[backbone_class.family] = backbone_class
+    return backbone_class
+
+
+def get_family(name: str) -> type[EditingBackbone]:
+    """The family called `name` in `config.backbone`."""
+    if name not in _FAMILIES:
+        raise ValueError(f"unknown editing family {name!r}; known: {', '.join(sorted(_FAMILIES))}")
+    return _FAMILIES[name]
+
+
+def family_of_pipeline(pipeline: DiffusionPipeline) -> type[EditingBackbone]:
+    """The family that serves this pipeline's class."""
+    name = type(pipeline).__name__
+    for family in _FAMILIES.values():
+        if name in family.pipeline_classes:
+            return family
+    known = sorted(c for family in _FAMILIES.values() for c in family.pipeline_classes)
+    raise ValueError(f"no editing family serves {name}; known pipelines: {', '.join(known)}")

@@ -1,0 +1,93 @@
+"""Frozen networks (VAE, text encoder) kept outside the module tree and loaded on first use.
+
+They follow `.to()` but appear in no state dict, optimiser or data-parallel wrapper. A checkpoint names them by repo,
+subfolder and revision; a `repo` of None means that they lie in the checkpoint's own folder.
+"""
+
+import os
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from ..configuration_imagewam import ImageWAMConfig
+
+
+class FrozenParts:
+    """Mixin for a module whose frozen networks are not its children. First among the bases.
+
+    Subclasses say how each part is loaded (`frozen_loaders`); `config.frozen_parts` says from where.
+    """
+
+    config: ImageWAMConfig
+    frozen_loaders: dict[str, Callable] = {}
+    frozen: dict[str, nn.Module] = {}  # class default: `_apply` can run before anything is attached
+
+    def attach_frozen(self, name: str, module: nn.Module) -> nn.Module:
+        """Use `module` (set to eval, no gradients) as the frozen part `name`."""
+        module.requires_grad_(False).eval()
+        object.__setattr__(self, "frozen", {**self.frozen, name: module})
+        return module
+
+    def frozen_part(self, name: str) -> nn.Module:
+        """The frozen part, loaded now if this is its first use.
+
+        Raises:
+            ValueError: the checkpoint does not say where the part is.
+        """
+        if name not in self.frozen:
+            reference = self.config.frozen_parts.get(name)
+            if reference is None:
+                known = sorted(self.config.frozen_parts) or "none"
+                raise ValueError(
+                    f"this policy needs its frozen {name}, but its config names no place to load it from (named: "
+                    f"{known}); attach one, or pass the {name}'s output in precomputed"
+                )
+            location = resolve_reference(reference, self.config)
+            module = self.frozen_loaders[name].from_pretrained(**location, torch_dtype=self._parameter().dtype)
+            self.attach_frozen(name, module.to(self._parameter().device))
+        return self.frozen[name]
+
+    def _parameter(self) -> nn.Parameter:
+        return next(self.parameters())
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True):
+        for module in self.frozen.values():
+            module._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+
+def resolve_reference(reference: dict, config: ImageWAMConfig) -> dict:
+    """`from_pretrained` arguments for a `{repo, subfolder, revision}` reference of a checkpoint.
+
+    Raises:
+        ValueError: the part lies in the checkpoint's own folder, but the config was not loaded from one.
+    """
+    if reference.get("repo"):
+        return {
+            "pretrained_model_name_or_path": reference["repo"],
+            "subfolder": reference.get("subfolder") or "",
+            "revision": reference.get("revision"),
+        }
+    checkpoint = config.name_or_path
+    if not checkpoint:
+        raise ValueError(f"frozen part {reference} lies in the checkpoint folder, but no checkpoint was loaded")
+    revision = None if os.path.isdir(checkpoint) else getattr(config, "_commit_hash", None)
+    return {"pretrained_model_name_or_path": checkpoint, "subfolder": reference["subfolder"], "revision": revision}
+
+
+def reference_to(module_path: str | None, subfolder: str, pipeline_source: str | None, revision: str | None) -> dict:
+    """A reference to a part of a diffusers pipeline by repo and revision, never by a local path.
+
+    Args:
+        module_path: `name_or_path` that the part remembers; a hub cache folder tells the revision.
+        pipeline_source: repo id that the pipeline was loaded from; a local folder gives a reference to nowhere.
+        revision: the revision that the user asked for.
+    """
+    parts = (module_path or "").replace(os.sep, "/").split("/")
+    if "snapshots" in parts:
+        at = parts.index("snapshots")
+        repo, revision = parts[at - 1].removeprefix("models--").replace("--", "/"), parts[at + 1]
+        return {"repo": repo, "subfolder": subfolder, "revision": revision}
+    is_repo = bool(pipeline_source) and not os.path.exists(pipeline_source) and pipeline_source.count("/") <= 1
+    return {"repo": pipeline_source if is_repo else None, "subfolder": subfolder, "revision": revision}

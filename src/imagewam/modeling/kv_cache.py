@@ -1,0 +1,359 @@
+"""Keys and values of any diffusers transformer: captured in one call, put in front of another.
+
+Two small mechanisms meet here. The attention processor of every tapped layer becomes a subclass of itself that says
+*which layer* is running; the `dispatch_attention_fn` (or SDPA) that the processor calls is wrapped so that the layer's
+slot sees *which* queries, keys and values go in. Both are pass-throughs while no slot is installed.
+"""
+
+import copy
+import functools
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class LayerKV(NamedTuple):
+    """Keys (after RoPE and QK norm) and values of one attention layer, each `[B, S, kv_heads, head_dim]`."""
+
+    key: Tensor
+    value: Tensor
+
+
+@dataclass
+class KVCache:
+    """What an editing transformer leaves behind for the action expert (paper, Eq. 5).
+
+    Attributes:
+        layers: one `LayerKV` per tapped attention layer, in execution order.
+        key_mask: `[B, S]` bool, True where a key may be attended to; None when every key may.
+        spans: which keys are which, e.g. `{"text": slice(0, 33), "image": slice(33, 425)}`.
+        image_grid: (rows, columns) of the image tokens.
+    """
+
+    layers: tuple[LayerKV, ...] = ()
+    key_mask: Tensor | None = None
+    spans: dict[str, slice] = field(default_factory=dict)
+    image_grid: tuple[int, int] | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return self.layers[0].key.shape[1]
+
+    @property
+    def batch_size(self) -> int:
+        return self.layers[0].key.shape[0]
+
+    def cat(self, other: "KVCache") -> "KVCache":
+        """The keys of `self` followed by those of `other`, layer by layer."""
+        if len(self.layers) != len(other.layers):
+            raise ValueError(f"cannot join caches of {len(self.layers)} and {len(other.layers)} layers")
+        offset = self.num_tokens
+        return KVCache(
+            layers=tuple(
+                LayerKV(torch.cat([a.key, b.key], dim=1), torch.cat([a.value, b.value], dim=1))
+                for a, b in zip(self.layers, other.layers, strict=True)
+            ),
+            key_mask=_join_key_masks(self.key_mask, other.key_mask, self.layers[0].key, other.layers[0].key),
+            spans=self.spans | {k: slice(s.start + offset, s.stop + offset) for k, s in other.spans.items()},
+            image_grid=self.image_grid,
+        )
+
+
+def token_spans(**lengths: int) -> dict[str, slice]:
+    """`token_spans(text=3, image=4)` -> `{"text": slice(0, 3), "image": slice(3, 7)}`."""
+    spans, start = {}, 0
+    for name, length in lengths.items():
+        spans[name] = slice(start, start + length)
+        start += length
+    return spans
+
+
+class KVTap:
+    """Reads and extends the keys and values of the attention layers of one diffusers transformer.
+
+    Args:
+        transformer: any module whose attention layers carry a `processor` that ends in diffusers'
+            `dispatch_attention_fn` or in `F.scaled_dot_product_attention`.
+        select: `(name, attention module) -> bool`; which layers to tap. All by default.
+
+    ```python
+    tap = KVTap(transformer)
+    with tap.capture() as context:                  # context.layers is filled when the block ends
+        transformer(reference, text, ...)
+    with tap.prefix(context):                       # the same keys and values in front of each layer's own
+        transformer(noisy_target, ...)
+    ```
+
+    Gradients flow through captured and prefixed tensors. With gradient checkpointing use
+    `tap.enable_gradient_checkpointing()`, whose recomputation sees the same prefixes as the forward pass did.
+    One tap serves one call at a time; calls from several threads wait for each other.
+    """
+
+    def __init__(self, transformer: nn.Module, select: Callable[[str, nn.Module], bool] | None = None):
+        self.transformer = transformer
+        self._lock = threading.RLock()
+        self._layers = {
+            name: module
+            for name, module in transformer.named_modules()
+            if callable(getattr(module, "processor", None)) and (select is None or select(name, module))
+        }
+        if not self._layers:
+            raise ValueError(f"{type(transformer).__name__} has no attention layer with a processor to tap")
+        self._processors = _tap_processors(self._layers)
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        return tuple(self._layers)
+
+    @contextmanager
+    def capture(self, key_mask: Tensor | None = None) -> Iterator[KVCache]:
+        """Store every layer's keys and values of the call made inside the block.
+
+        Args:
+            key_mask: `[B, S]` bool over the call's own keys; False keys are hidden from every query and stay hidden
+                in the cache.
+
+        Raises:
+            RuntimeError: a tapped layer was not reached, or was reached twice: its keys would be wrong.
+        """
+        with self._attend(store=True, prefix=None, key_mask=key_mask) as cache:
+            yield cache
+
+    @contextmanager
+    def prefix(self, cache: KVCache, *, key_mask: Tensor | None = None, capture: bool = False) -> Iterator[KVCache]:
+        """Put `cache` in front of every layer's own keys and values in the call made inside the block.
+
+        Args:
+            cache: one entry per tapped layer.
+            key_mask: `[B, S]` bool over the call's own keys.
+            capture: also store the call's own keys and values (without the prefix) in the cache that is yielded.
+        """
+        if len(cache.layers) != len(self._layers):
+            raise ValueError(f"the cache has {len(cache.layers)} layers, {len(self._layers)} layers are tapped")
+        with self._attend(store=capture, prefix=cache, key_mask=key_mask) as own:
+            yield own
+
+    @contextmanager
+    def _attend(self, store: bool, prefix: KVCache | None, key_mask: Tensor | None) -> Iterator[KVCache]:
+        slots = [
+            _Slot(store, prefix.layers[i] if prefix else None, prefix.key_mask if prefix else None, key_mask)
+            for i in range(len(self._layers))
+        ]
+        own = KVCache(key_mask=key_mask)
+        with self._lock:
+            self._check_processors()
+            with _installed(self._processors, slots):
+                yield own
+        missed = [name for name, slot in zip(self._layers, slots, strict=True) if not slot.used]
+        if missed:
+            raise RuntimeError(
+                f"{len(missed)} of {len(slots)} tapped attention layers of {type(self.transformer).__name__} made no "
+                f"attention call that the tap could see: {', '.join(missed[:4])}{', ...' if missed[4:] else ''}"
+            )
+        if store:
+            own.layers = tuple(slot.stored for slot in slots)
+
+    def _check_processors(self) -> None:
+        for (name, module), processor in zip(self._layers.items(), self._processors, strict=True):
+            if module.processor is not processor:
+                raise RuntimeError(
+                    f"the attention processor of {name} was replaced by {type(module.processor).__name__} after the "
+                    "tap was set; set processors first, then make the tap"
+                )
+            if processor._tap_slot is not None:
+                raise RuntimeError(f"{name} is already being captured or prefixed by an enclosing block")
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Checkpoint the transformer's blocks so that recomputation replays the captures and prefixes exactly."""
+        self.transformer.enable_gradient_checkpointing(self.checkpoint)
+
+    def checkpoint(self, block: nn.Module, *args):
+        """`torch.utils.checkpoint` of one block, with the slots that are installed now."""
+        processors = [m.processor for m in block.modules() if hasattr(getattr(m, "processor", None), "_tap_slot")]
+        slots = [processor._tap_slot for processor in processors]
+        forward_done = False
+
+        def run(*args):
+            nonlocal forward_done
+            if not forward_done:
+                forward_done = True
+                return block(*args)
+            # Throw-away slots with the same flags: the recomputed graph is the same, results are not written twice.
+            with _installed(processors, [slot and slot.fresh() for slot in slots]):
+                return block(*args)
+
+        return checkpoint(run, *args, use_reentrant=False)
+
+
+class _Slot:
+    """What one attention layer has to do during one call, and what it has seen."""
+
+    def __init__(
+        self, store: bool, prefix: LayerKV | None, prefix_mask: Tensor | None = None, own_mask: Tensor | None = None
+    ):
+        self.store = store
+        self.prefix = prefix
+        self.prefix_mask = prefix_mask
+        self.own_mask = own_mask
+        self.used = False
+        self.stored: LayerKV | None = None
+
+    def fresh(self) -> "_Slot":
+        return _Slot(self.store, self.prefix, self.prefix_mask, self.own_mask)
+
+    def attend(self, attention: Callable, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Store, put the prefix in front, widen the mask, attend. Tensors are `[B, S, heads, head_dim]`."""
+        if self.used:
+            raise RuntimeError("a tapped attention layer attends more than once per forward pass")
+        self.used = True
+        if self.store:
+            # V may be a view of a fused projection many times its size; K after RoPE is a tensor of its own.
+            self.stored = LayerKV(key, value.clone())
+        if self.prefix is None:
+            return attention(query, key, value, _and_key_mask(mask, self.own_mask, 0))
+        prefix_key, prefix_value = self.prefix
+        key_mask = _join_key_masks(self.prefix_mask, self.own_mask, prefix_key, key)
+        mask = _and_key_mask(mask, key_mask, prefix_key.shape[1])
+        key = torch.cat([prefix_key.to(key.dtype), key], dim=1)
+        value = torch.cat([prefix_value.to(value.dtype), value], dim=1)
+        return attention(query, key, value, mask)
+
+
+class _Published(threading.local):
+    """The slot of the attention layer that is running in this thread."""
+
+    slot: _Slot | None = None
+
+
+_published = _Published()
+
+
+@contextmanager
+def _installed(processors: list, slots: list[_Slot | None]) -> Iterator[None]:
+    before = [processor._tap_slot for processor in processors]
+    for processor, slot in zip(processors, slots, strict=True):
+        processor._tap_slot = slot
+    try:
+        yield
+    finally:
+        for processor, slot in zip(processors, before, strict=True):
+            processor._tap_slot = slot
+
+
+def _tap_processors(layers: dict[str, nn.Module]) -> list:
+    """Give every layer a tapped processor of its own."""
+    processors = []
+    for module in layers.values():
+        if any(module.processor is other for other in processors):
+            module.processor = copy.copy(module.processor)
+        if not hasattr(module.processor, "_tap_slot"):
+            _hook_attention(sys.modules[type(module.processor).__module__])
+            module.processor.__class__ = _tapped_class(type(module.processor))
+        processors.append(module.processor)
+    return processors
+
+
+@functools.cache
+def _tapped_class(processor_class: type) -> type:
+    """`processor_class`, publishing its instance's slot while it runs. One class for all layers: one compiled graph."""
+    original = processor_class.__call__
+
+    @functools.wraps(original)  # attention modules filter keyword arguments by this signature
+    def __call__(self, *args, **kwargs):
+        slot = self._tap_slot
+        if slot is None:
+            return original(self, *args, **kwargs)
+        before = _published.slot
+        _published.slot = slot
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            _published.slot = before
+
+    body = {"__call__": __call__, "_tap_slot": None, "__module__": processor_class.__module__}
+    return type(processor_class.__name__, (processor_class,), body)
+
+
+def _hook_attention(module: types.ModuleType) -> None:
+    """Wrap the name through which the processors of this file reach attention. Idempotent."""
+    if hasattr(module, "dispatch_attention_fn"):
+        if not hasattr(module.dispatch_attention_fn, "_tap"):
+            module.dispatch_attention_fn = _tapped_dispatch(module.dispatch_attention_fn)
+    elif hasattr(module, "F"):
+        if not isinstance(module.F, _TappedFunctional):
+            module.F = _TappedFunctional(module.F)
+    else:
+        raise TypeError(f"{module.__name__} calls neither dispatch_attention_fn nor F.scaled_dot_product_attention")
+
+
+def _tapped_dispatch(dispatch: Callable) -> Callable:
+    @functools.wraps(dispatch)
+    def tapped(query, key, value, attn_mask=None, *args, **kwargs):
+        slot = _published.slot
+        if slot is None:
+            return dispatch(query, key, value, attn_mask, *args, **kwargs)
+        if kwargs.get("parallel_config") is not None:
+            raise ValueError("context parallelism splits the sequence below the tap; it cannot be combined with it")
+        return slot.attend(lambda q, k, v, m: dispatch(q, k, v, m, *args, **kwargs), query, key, value, attn_mask)
+
+    tapped._tap = True
+    return tapped
+
+
+class _TappedFunctional:
+    """`torch.nn.functional` for files that call SDPA themselves, on `[B, heads, S, head_dim]`."""
+
+    def __init__(self, functional: types.ModuleType):
+        self._functional = functional
+
+    def __getattr__(self, name: str):
+        return getattr(self._functional, name)
+
+    def scaled_dot_product_attention(self, query, key, value, attn_mask=None, *args, **kwargs):
+        sdpa = self._functional.scaled_dot_product_attention
+        slot = _published.slot
+        if slot is None:
+            return sdpa(query, key, value, attn_mask, *args, **kwargs)
+
+        def attention(q, k, v, mask):
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            return sdpa(q, k, v, mask, *args, **kwargs).transpose(1, 2)
+
+        q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+        return slot.attend(attention, q, k, v, attn_mask).transpose(1, 2)
+
+
+def _join_key_masks(first: Tensor | None, second: Tensor | None, first_key: Tensor, second_key: Tensor):
+    """`[B, S1 + S2]` mask of two groups of keys, where None means that all of a group may be seen."""
+    if first is None and second is None:
+        return None
+    parts = [
+        key.new_ones(key.shape[:2], dtype=torch.bool) if mask is None else mask
+        for mask, key in ((first, first_key), (second, second_key))
+    ]
+    return torch.cat(parts, dim=1)
+
+
+def _and_key_mask(mask: Tensor | None, key_mask: Tensor | None, num_prefix: int) -> Tensor | None:
+    """The model's own attention mask, open for `num_prefix` keys in front, and the `[B, S]` key mask, combined."""
+    if key_mask is not None:
+        key_mask = key_mask[:, None, None, :]
+    if mask is None:
+        return key_mask
+    if mask.ndim == 2:
+        mask = mask[:, None, None, :]
+    open_value = True if mask.dtype == torch.bool else 0.0
+    mask = nn.functional.pad(mask, (num_prefix, 0), value=open_value)
+    if key_mask is None:
+        return mask
+    if mask.dtype == torch.bool:
+        return mask & key_mask
+    return mask.masked_fill(~key_mask, float("-inf"))

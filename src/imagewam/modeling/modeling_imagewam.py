@@ -1,0 +1,580 @@
+"""`ImageWAMForActionPrediction`: one pass of an editing transformer, then an action chunk that attends to it.
+
+Nothing attends to action tokens and the context attends to no target token, so a decision is three plain calls:
+context -> (target) -> actions. The same calls serve training and inference.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils.torch_utils import randn_tensor
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from ..atomic import atomic_folder
+from ..configuration_imagewam import ImageWAMConfig
+from . import flow_matching as flow
+from .action_expert import ActionExpert
+from .backbones import family_of_pipeline, get_family
+from .kv_cache import KVCache
+from .prompt import append_state_token, trim_padding
+from .weight_copy import copy_editing_weights
+
+# transformers' names of attention implementations -> diffusers' names of attention backends.
+ATTENTION_BACKENDS = {
+    "sdpa": "native",
+    "eager": "_native_math",
+    "flex_attention": "flex",
+    "flash_attention_2": "flash",
+    "flash_attention_3": "_flash_3",
+}
+
+Grid = tuple[int, int]
+
+
+@dataclass
+class ImageWAMOutput(ModelOutput):
+    """Losses of a training batch.
+
+    Attributes:
+        loss: action_loss_weight · action_loss + image_loss_weight · image_loss.
+        action_loss: flow-matching loss of the action chunk (paper, Eq. 9).
+        image_loss: flow-matching loss of the future frame (paper, Eq. 7); None when it has no weight and no use.
+        action_velocity: `[B, H, action_dim]`.
+        image_velocity: `[B, N, C]` or None.
+    """
+
+    loss: Tensor | None = None
+    action_loss: Tensor | None = None
+    image_loss: Tensor | None = None
+    action_velocity: Tensor | None = None
+    image_velocity: Tensor | None = None
+
+
+@dataclass
+class ImageWAMActionOutput(ModelOutput):
+    """A predicted action chunk.
+
+    Attributes:
+        actions: `[B, H, action_dim]`, normalised; `ImageWAMProcessor.decode_actions` gives physical units.
+        attentions: on request, per Euler step, per layer: `[B, heads, H, S]` from actions to context keys.
+        context_spans: which of the S keys are "text" (the state token last), "image" and, in denoise mode, "target".
+        image_grid: (rows, columns) of the image tokens.
+    """
+
+    actions: Tensor | None = None
+    attentions: tuple[tuple[Tensor, ...], ...] | None = None
+    context_spans: dict[str, slice] | None = None
+    image_grid: Grid | None = None
+
+
+class ImageWAMForActionPrediction(PreTrainedModel):
+    """A policy on an image-editing transformer.
+
+    `backbone.transformer`, `action_expert` and `state_encoder` are trained; the VAE and the text encoder are frozen,
+    lie outside the module tree and load on first use. Inputs come from `ImageWAMProcessor`; each costly or random one
+    can be passed in precomputed:
+
+        prompt_embeds `[B, L, text_dim]` with prompt_attention_mask `[B, L]`   instead of input_ids, attention_mask
+        image_latents `[B, N, C]` with image_grid (rows, columns)              instead of pixel_values
+        target_latents `[B, N, C]`                                             instead of target_pixel_values
+        latents, image_noise, action_noise, image_time, action_time            instead of random draws
+    """
+
+    config_class = ImageWAMConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    # A mean flow-matching loss does not want the Trainer's token counts.
+    accepts_loss_kwargs = False
+    _no_split_modules = ["ActionDoubleBlock", "ActionSingleBlock"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+
+    def __init__(self, config: ImageWAMConfig, transformer: nn.Module | None = None):
+        super().__init__(config)
+        if transformer is not None:
+            for module in transformer.modules():
+                module._is_hf_initialized = True  # else post_init would draw its weights anew
+        self.backbone = get_family(config.backbone["family"])(config, transformer)
+        self.action_expert = ActionExpert(
+            self.backbone.attention_layers, config.action_dim, config.action_hidden_size, config.action_mlp_ratio
+        )
+        self.state_encoder = nn.Linear(config.state_dim, self.backbone.text_dim) if config.state_dim else None
+        self._no_split_modules = [*self._no_split_modules, *(self.backbone.transformer._no_split_modules or [])]
+        self.post_init()
+        self._use_attention_backend()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+    # Training
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        state: Tensor | None = None,
+        actions: Tensor | None = None,
+        target_pixel_values: Tensor | None = None,
+        action_is_pad: Tensor | None = None,
+        action_dim_is_pad: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        image_latents: Tensor | None = None,
+        image_grid: Grid | None = None,
+        target_latents: Tensor | None = None,
+        action_time: Tensor | None = None,
+        image_time: Tensor | None = None,
+        action_noise: Tensor | None = None,
+        image_noise: Tensor | None = None,
+    ) -> ImageWAMOutput:
+        """Joint flow-matching losses of a batch (paper, section 3.3).
+
+        Args:
+            pixel_values, target_pixel_values: `[B, 3, H, W]` in [-1, 1], now and `action_horizon` steps ahead.
+            input_ids, attention_mask: `[B, L]`, right-padded instructions.
+            state: `[B, state_dim]`, normalised.
+            actions: `[B, H, action_dim]`, normalised.
+            action_is_pad: `[B, H]` bool, steps past the end of the episode.
+            action_dim_is_pad: `[B, action_dim]` bool, dimensions this embodiment lacks.
+            action_time, image_time: `[B]` in [0, 1].
+            action_noise, image_noise: like the actions and the target latents.
+
+        Raises:
+            ValueError: an input is missing or has the wrong shape.
+        """
+        self._check_actions(actions)
+        image_latents, image_grid = self._image_latents(pixel_values, image_latents, image_grid)
+        target_latents = self._target_latents(target_pixel_values, target_latents, image_latents)
+        batch_size, device = image_latents.shape[0], image_latents.device
+        image_time = self._time(image_time, batch_size, device)
+        action_time = self._time(action_time, batch_size, device)
+
+        fixed = self.config.context_timestep
+        context_time = image_time if fixed == "target" else torch.full_like(image_time, fixed)
+        context = self.encode_context(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            state=state,
+            prompt_embeds=prompt_embeds,
+            prompt_attention_mask=prompt_attention_mask,
+            image_latents=image_latents,
+            image_grid=image_grid,
+            timestep=context_time,
+        )
+
+        image_loss = image_velocity = None
+        seen = context
+        if target_latents is not None:
+            noise = torch.randn_like(target_latents) if image_noise is None else image_noise
+            noisy = flow.interpolate(target_latents, noise, image_time)
+            denoise = self.config.edit_mode == "denoise"
+            image_velocity, target = self.backbone.predict_velocity(noisy, image_time, context, capture=denoise)
+            weight = flow.loss_weight(image_time, self.config.loss_weighting)
+            image_loss = flow.flow_matching_loss(image_velocity, flow.velocity_target(target_latents, noise), weight)
+            seen = context.cat(target) if denoise else context
+
+        actions = actions.float()
+        noise = torch.randn_like(actions) if action_noise is None else action_noise
+        noisy = flow.interpolate(actions, noise, action_time)
+        action_velocity, _ = self._action_velocity(noisy, action_time, seen)
+        weight = flow.loss_weight(action_time, self.config.loss_weighting)
+        target = flow.velocity_target(actions, noise)
+        action_loss = flow.flow_matching_loss(action_velocity, target, weight, action_is_pad, action_dim_is_pad)
+
+        loss = self.config.action_loss_weight * action_loss
+        if image_loss is not None:
+            loss = loss + self.config.image_loss_weight * image_loss
+        return ImageWAMOutput(loss, action_loss, image_loss, action_velocity, image_velocity)
+
+    # Inference
+
+    def encode_context(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        state: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        image_latents: Tensor | None = None,
+        image_grid: Grid | None = None,
+        timestep: Tensor | None = None,
+    ) -> KVCache:
+        """Keys and values of [instruction, state | current image], reusable while the observation stands.
+
+        Args:
+            timestep: `[B]`, the time that modulates context tokens; the config's inference time by default.
+        """
+        image_latents, image_grid = self._image_latents(pixel_values, image_latents, image_grid)
+        prompt_embeds, prompt_mask = self._prompt(
+            input_ids, attention_mask, state, prompt_embeds, prompt_attention_mask, batch_size=image_latents.shape[0]
+        )
+        if timestep is None:
+            timestep = image_latents.new_full(
+                image_latents.shape[:1], self.config.inference_context_timestep, dtype=torch.float32
+            )
+        return self.backbone.encode_context(prompt_embeds, prompt_mask, image_latents, image_grid, timestep)
+
+    @torch.no_grad()
+    def predict_action(
+        self,
+        *,
+        num_inference_steps: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        image_noise: Tensor | None = None,
+        context: KVCache | None = None,
+        output_attentions: bool = False,
+        **inputs: Any,
+    ) -> ImageWAMActionOutput:
+        """Denoise an action chunk (paper, section 3.4).
+
+        Args:
+            num_inference_steps: Euler steps; the config's by default.
+            generator: one for the batch, or one per sample. In denoise mode the image noise is drawn first.
+            latents: `[B, H, action_dim]` initial action noise.
+            image_noise: `[B, N, C]` initial target noise; denoise mode only.
+            context: a cache from `encode_context` or `encode_edit`; else `inputs` are encoded now.
+            output_attentions: also return attention weights.
+            **inputs: as for `encode_context`.
+        """
+        if context is None:
+            context = self.encode_context(**inputs)
+        if self.config.edit_mode == "denoise" and "target" not in context.spans:
+            context = self.encode_edit(context, generator=generator, image_noise=image_noise)
+        device = context.layers[0].key.device
+        shape = (context.batch_size, self.config.action_horizon, self.config.action_dim)
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device)
+        elif tuple(latents.shape) != shape:
+            raise ValueError(f"latents must be {shape} (batch, horizon, action_dim), got {tuple(latents.shape)}")
+        actions = latents.to(self._flow_dtype)
+
+        scheduler = self._schedule(num_inference_steps or self.config.num_inference_steps, device)
+        attentions = []
+        for t in scheduler.timesteps:
+            time = (t / 1000).expand(shape[0])
+            velocity, weights = self._action_velocity(actions, time, context, output_attentions)
+            actions = scheduler.step(velocity.to(actions.dtype), t, actions, return_dict=False)[0]
+            attentions.append(weights)
+        return ImageWAMActionOutput(
+            actions=actions.float(),
+            attentions=tuple(attentions) if output_attentions else None,
+            context_spans=context.spans,
+            image_grid=context.image_grid,
+        )
+
+    @torch.no_grad()
+    def encode_edit(
+        self,
+        context: KVCache,
+        *,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        image_noise: Tensor | None = None,
+    ) -> KVCache:
+        """Context followed by the target tokens' keys and values at τ* = `edit_timestep` (paper, Eq. 10).
+
+        For τ* = 1 the target is pure noise; for τ* < 1 one Euler step first brings the noise from time 1 to τ*.
+        """
+        noise = self._image_noise(context, generator, image_noise)
+        edit_time = self.config.edit_timestep
+        if edit_time < 1:
+            velocity, _ = self.backbone.predict_velocity(noise, noise.new_ones(noise.shape[0]), context)
+            noise = noise + (edit_time - 1) * velocity.float()
+        time = noise.new_full(noise.shape[:1], edit_time)
+        _, target = self.backbone.predict_velocity(noise, time, context, capture=True)
+        return context.cat(target)
+
+    @torch.no_grad()
+    def predict_frame(
+        self,
+        *,
+        num_inference_steps: int = 20,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        image_noise: Tensor | None = None,
+        **inputs: Any,
+    ) -> Tensor:
+        """The edited future frame, `[B, 3, H, W]` in about [-1, 1], by full denoising; for looking, not for acting.
+
+        Args:
+            num_inference_steps: Euler steps from noise to the frame.
+            **inputs: as for `encode_context`.
+        """
+        inputs["image_latents"], inputs["image_grid"] = self._image_latents(
+            inputs.pop("pixel_values", None), inputs.get("image_latents"), inputs.get("image_grid")
+        )
+        fixed = self.config.context_timestep
+        context = None
+        if fixed != "target":
+            context = self.encode_context(**inputs)
+        latents = None
+        scheduler = self._schedule(num_inference_steps, inputs["image_latents"].device)
+        for t in scheduler.timesteps:
+            time = (t / 1000).expand(inputs["image_latents"].shape[0])
+            if fixed == "target":
+                context = self.encode_context(**inputs, timestep=time)
+            if latents is None:
+                latents = self._image_noise(context, generator, image_noise)
+            velocity, _ = self.backbone.predict_velocity(latents, time, context)
+            latents = scheduler.step(velocity.to(latents.dtype), t, latents, return_dict=False)[0]
+        return self.backbone.decode_image(latents, inputs["image_grid"]).float()
+
+    # Inputs
+
+    def _image_latents(self, pixel_values, image_latents, image_grid) -> tuple[Tensor, Grid]:
+        if image_latents is None:
+            if pixel_values is None:
+                raise ValueError("the policy needs pixel_values [B, 3, H, W], or image_latents with image_grid")
+            return self._encode_image(pixel_values)
+        if image_grid is None:
+            raise ValueError("image_latents need their image_grid (rows, columns)")
+        image_grid = tuple(int(n) for n in image_grid)
+        expected = (image_grid[0] * image_grid[1], self.backbone.latent_channels)
+        if tuple(image_latents.shape[1:]) != expected:
+            raise ValueError(
+                f"image_latents of a {image_grid[0]} x {image_grid[1]} grid must be [B, {expected[0]}, {expected[1]}],"
+                f" got {list(image_latents.shape)}"
+            )
+        return image_latents.float(), image_grid
+
+    @torch.no_grad()
+    def _encode_image(self, pixel_values: Tensor) -> tuple[Tensor, Grid]:
+        latents, grid = self.backbone.encode_image(pixel_values)
+        if latents.shape[-1] != self.backbone.latent_channels:
+            raise ValueError(
+                f"the VAE gives tokens of {latents.shape[-1]} channels, the editing transformer takes "
+                f"{self.backbone.latent_channels}: they do not belong together"
+            )
+        return latents.float(), grid
+
+    def _target_latents(self, pixel_values, target_latents, image_latents) -> Tensor | None:
+        if target_latents is None and pixel_values is not None:
+            target_latents, _ = self._encode_image(pixel_values)
+        if target_latents is None:
+            if self.config.edit_mode == "denoise" or self.config.image_loss_weight:
+                raise ValueError(
+                    "training needs target_pixel_values or target_latents (the frame action_horizon steps ahead); "
+                    "only edit_mode='prefix' with image_loss_weight=0 can do without"
+                )
+            return None
+        if target_latents.shape != image_latents.shape:
+            raise ValueError(
+                f"target latents {list(target_latents.shape)} and image latents {list(image_latents.shape)} differ"
+            )
+        return target_latents.float()
+
+    def _prompt(self, input_ids, attention_mask, state, prompt_embeds, prompt_mask, batch_size):
+        """Instruction embeddings with the state token behind them: `[B, L, text_dim]` and bool mask or None."""
+        if prompt_embeds is None:
+            if input_ids is None:
+                raise ValueError("the policy needs input_ids with attention_mask, or prompt_embeds")
+            prompt_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            with torch.no_grad():
+                prompt_embeds = self.backbone.encode_instruction(input_ids, prompt_mask)
+        elif prompt_mask is None:
+            prompt_mask = torch.ones(prompt_embeds.shape[:2], device=prompt_embeds.device)
+        if prompt_embeds.shape[0] != batch_size or prompt_embeds.shape[-1] != self.backbone.text_dim:
+            raise ValueError(
+                f"instruction embeddings must be [{batch_size}, L, {self.backbone.text_dim}], "
+                f"got {list(prompt_embeds.shape)}"
+            )
+        prompt_embeds, prompt_mask = trim_padding(prompt_embeds, prompt_mask.bool())
+        if self.state_encoder is not None:
+            token = self.state_encoder(self._state(state, batch_size).to(self.state_encoder.weight.dtype))
+            prompt_embeds, prompt_mask = append_state_token(prompt_embeds, prompt_mask, token)
+        return prompt_embeds, prompt_mask
+
+    def _state(self, state: Tensor | None, batch_size: int) -> Tensor:
+        expected = (batch_size, self.config.state_dim)
+        if state is None or tuple(state.shape) != expected:
+            got = "none" if state is None else list(state.shape)
+            raise ValueError(f"the policy was built for a state of {list(expected)} (batch, state_dim), got {got}")
+        return state
+
+    def _check_actions(self, actions: Tensor | None) -> None:
+        expected = (self.config.action_horizon, self.config.action_dim)
+        if actions is None or tuple(actions.shape[1:]) != expected:
+            got = "none" if actions is None else list(actions.shape)
+            raise ValueError(f"the policy was built for actions [B, {expected[0]}, {expected[1]}], got {got}")
+
+    # Flow
+
+    @property
+    def _flow_dtype(self) -> torch.dtype:
+        """What times, Euler steps and the chunk between steps are rounded to."""
+        return self.dtype if self.config.time_dtype == "model" else torch.float32
+
+    def _schedule(self, num_steps: int, device: torch.device):
+        return flow.euler_schedule(num_steps, self.config.time_shift, device=device, dtype=self._flow_dtype)
+
+    def _time(self, time: Tensor | None, batch_size: int, device: torch.device) -> Tensor:
+        if time is None:
+            time = flow.sample_time(batch_size, self.config.time_shift, device=device)
+        return time.to(self._flow_dtype).float()
+
+    def _image_noise(self, context: KVCache, generator, image_noise: Tensor | None) -> Tensor:
+        rows, columns = context.image_grid
+        shape = (context.batch_size, rows * columns, self.backbone.latent_channels)
+        if image_noise is None:
+            return randn_tensor(shape, generator=generator, device=context.layers[0].key.device)
+        if tuple(image_noise.shape) != shape:
+            raise ValueError(f"image_noise must be {list(shape)}, got {list(image_noise.shape)}")
+        return image_noise
+
+    def _action_velocity(self, actions, time, context, output_attentions=False):
+        rotary_emb = self.backbone.action_rotary_emb(actions.shape[1], actions.device)
+        weight = self.action_expert.action_encoder.weight
+        return self.action_expert(actions.to(weight.dtype), time, context, rotary_emb, output_attentions)
+
+    # Gradient checkpointing and attention backends
+
+    def _set_gradient_checkpointing(self, enable: bool = True, **kwargs) -> None:
+        super()._set_gradient_checkpointing(enable=enable, **kwargs)
+        if enable:
+            self.backbone.tap.enable_gradient_checkpointing()
+
+    def set_attn_implementation(self, attn_implementation: str | dict, **kwargs) -> None:
+        super().set_attn_implementation(attn_implementation, **kwargs)
+        self._use_attention_backend()
+
+    def _use_attention_backend(self) -> None:
+        name = self.config._attn_implementation
+        if name == "sdpa":
+            return  # diffusers' own default, so that its switches keep working
+        if name not in ATTENTION_BACKENDS:
+            raise ValueError(f"attn_implementation is one of {sorted(ATTENTION_BACKENDS)}, got {name!r}")
+        self.backbone.transformer.set_attention_backend(ATTENTION_BACKENDS[name])
+        self.action_expert.set_attention_backend(ATTENTION_BACKENDS[name])
+
+    # LoRA
+
+    def lora_config(self, **kwargs):
+        """peft's `LoraConfig` for this policy: adapters on the editing transformer's attention and MLP projections,
+        action expert and state encoder trained whole.
+
+        Args:
+            **kwargs: override any field, e.g. `r=16, lora_alpha=16`.
+        """
+        from peft import LoraConfig
+
+        whole = ["action_expert", "state_encoder"] if self.state_encoder is not None else ["action_expert"]
+        defaults = {"r": 16, "lora_alpha": 16, "target_modules": self.backbone.lora_targets, "modules_to_save": whole}
+        return LoraConfig(**{**defaults, **kwargs})
+
+    # Checkpoints
+
+    @classmethod
+    def from_editing_pipeline(
+        cls,
+        pipeline: DiffusionPipeline | str | os.PathLike,
+        *,
+        revision: str | None = None,
+        dtype: torch.dtype | None = None,
+        preset: str = "paper",
+        weight_copy: str | None = "per_segment",
+        backbone_options: dict[str, Any] | None = None,
+        **config_kwargs: Any,
+    ) -> "ImageWAMForActionPrediction":
+        """A policy on a diffusers editing pipeline: its transformer, its frozen parts, a weight-copied action expert.
+
+        Args:
+            pipeline: the pipeline (the policy takes over its transformer object), or the folder or hub repo of one.
+            revision, dtype: for loading it.
+            preset: `"paper"` or `"published"`, see `ImageWAMConfig.from_preset`.
+            weight_copy: how the action expert starts: `"per_segment"`, `"one_axis"` (the published way), or None for
+                fresh weights.
+            backbone_options: the family's own options, e.g. `{"rope_dtype": "model"}`.
+            **config_kwargs: `action_dim`, `state_dim`, `action_horizon` and the rest of `ImageWAMConfig`.
+        """
+        source = getattr(pipeline, "name_or_path", None)
+        if isinstance(pipeline, (str, os.PathLike)):
+            source = str(pipeline)
+            pipeline = DiffusionPipeline.from_pretrained(source, revision=revision, torch_dtype=dtype)
+        family = family_of_pipeline(pipeline)
+        backbone = {**family.backbone_config(pipeline), **(backbone_options or {})}
+        policy = cls(ImageWAMConfig.from_preset(preset, backbone=backbone, **config_kwargs), pipeline.transformer)
+        if weight_copy is not None:
+            per_segment = {"per_segment": True, "one_axis": False}[weight_copy]
+            copy_editing_weights(policy.action_expert, pipeline.transformer, per_segment=per_segment)
+        policy.to(pipeline.transformer.device, pipeline.transformer.dtype)
+        policy.backbone.attach_pipeline(pipeline, source, revision)
+        return policy
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        """Load a checkpoint folder or hub repo. As in transformers, but a weight that is missing, unexpected or
+        unreadable is an error: a policy with a few random tensors still moves a robot.
+
+        Raises:
+            ValueError: names of the weights that did not match.
+            OSError: the file that could not be read.
+        """
+        path = pretrained_model_name_or_path
+        try:
+            policy, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+        except SafetensorError as error:
+            raise OSError(f"a weight file of {path} is corrupt or truncated: {error}") from error
+        for kind in ("missing_keys", "unexpected_keys"):
+            if info[kind]:
+                raise ValueError(f"{path} does not fit its own config.json: {kind} {sorted(info[kind])}")
+        return (policy, info) if output_loading_info else policy
+
+    def check_frozen_references(self) -> None:
+        """Make sure that a checkpoint without frozen parts could find them again.
+
+        Raises:
+            ValueError: a frozen part has no hub repo to refer to.
+        """
+        homeless = [
+            name
+            for name in self.backbone.frozen_loaders
+            if not (self.config.frozen_parts.get(name) or {}).get("repo")
+        ]
+        if homeless:
+            raise ValueError(
+                f"the frozen parts {homeless} were not loaded from a hub repo, so a checkpoint cannot refer to them; "
+                "save with save_frozen=True, or name a repo in policy.config.frozen_parts"
+            )
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, save_frozen: bool = False, push_to_hub: bool = False, **kwargs
+    ) -> None:
+        """Write the checkpoint folder: whole, or not at all.
+
+        Args:
+            save_frozen: also write VAE and text encoder into `frozen/`, so that the folder needs nothing else.
+
+        Raises:
+            ValueError: without `save_frozen`, a frozen part has no hub repo to refer to.
+        """
+        if not save_frozen:
+            self.check_frozen_references()
+        references = self.config.frozen_parts
+        with atomic_folder(save_directory) as staging:
+            try:
+                if save_frozen:
+                    self.config.frozen_parts = self._save_frozen(staging)
+                super().save_pretrained(staging, **kwargs)
+            finally:
+                self.config.frozen_parts = references
+        if push_to_hub:
+            self.push_to_hub(kwargs.get("repo_id") or os.path.basename(os.path.normpath(save_directory)))
+
+    def _save_frozen(self, folder: str) -> dict[str, dict]:
+        references = dict(self.config.frozen_parts)
+        for name in self.backbone.frozen_loaders:
+            subfolder = f"frozen/{name}"
+            self.backbone.frozen_part(name).save_pretrained(os.path.join(folder, subfolder))
+            references[name] = {"repo": None, "subfolder": subfolder, "revision": None}
+        return references
