@@ -1,0 +1,270 @@
+"""`ImageWAMProcessor`: robot observations to policy inputs, policy outputs to robot units."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BatchFeature, PreTrainedTokenizerBase
+
+from .processing.arrays import add_state, as_batch, checked_rows, subtract_state
+from .processing.camera_layout import CameraLayout
+from .processing.contract import ContractMismatchError, PolicyContract
+from .processing.normalization import Normalizer, canonical_statistics, statistics_differences, statistics_hash
+from .processing.prompt import INSTRUCTION_TEMPLATE, check_instruction, check_prompt_format, check_template, tokenize
+from .processing.stored_processor import StoredProcessor
+
+Images = Mapping[str, np.ndarray | Image.Image]
+Statistics = Mapping[str, Mapping[str, Sequence[float]]]
+
+SHOWN_DIFFERENCES = 4
+
+
+class ImageWAMProcessor(StoredProcessor):
+    """Everything between a robot and an ImageWAM policy, kept in one `processor_config.json`.
+
+    Observations go in as the robot gives them (uint8 images, raw state), actions come out in the robot's units. What
+    does not fit the contract is an error, never a guess: a policy that runs on a flipped camera or on the statistics
+    of another dataset looks healthy and does nothing right.
+
+    Args:
+        contract: what the policy sees and sends; see `PolicyContract`.
+        statistics: `{"state": {"min": [...], "max": [...], ...}, "action": {...}}` of the training data; those of the
+            differences where actions are relative to the state.
+        tokenizer: a loaded tokenizer; without it, `tokenizer_source` is loaded when the first instruction comes.
+        tokenizer_source: `{"repo", "subfolder", "revision"}`; a `repo` of None means the checkpoint's own folder.
+        prompt_format: form of prompt that the backbone expects; see `processing.prompt.check_prompt_format`.
+        instruction_template: text with `{instruction}` in it.
+
+    Raises:
+        ValueError: statistics or prompt format are incomplete, or do not match the contract.
+        ContractMismatchError: the statistics are not those whose hash the contract holds.
+    """
+
+    def __init__(
+        self,
+        contract: PolicyContract | dict,
+        statistics: Statistics,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        tokenizer_source: dict[str, str | None] | None = None,
+        prompt_format: dict[str, Any] | None = None,
+        instruction_template: str = INSTRUCTION_TEMPLATE,
+    ):
+        super().__init__(tokenizer, tokenizer_source)
+        contract = contract if isinstance(contract, PolicyContract) else PolicyContract.from_dict(contract)
+        self.statistics = canonical_statistics(statistics)
+        self.contract = _sign(contract, statistics_hash(self.statistics))
+        self.layout = CameraLayout(contract.cameras, contract.layout)
+        state, action = contract.state, contract.action
+        self._state_normalizer = Normalizer(self.statistics["state"], state.normalization, state.names, "state")
+        self._action_normalizer = Normalizer(self.statistics["action"], action.normalization, action.names, "action")
+        self.prompt_format = check_prompt_format(prompt_format) if prompt_format is not None else None
+        self.instruction_template = check_template(instruction_template)
+
+    @classmethod
+    def for_policy(
+        cls,
+        policy: Any,
+        contract: PolicyContract,
+        statistics: Statistics,
+        instruction_template: str = INSTRUCTION_TEMPLATE,
+    ) -> "ImageWAMProcessor":
+        """Processor with the tokenizer and the prompt format of `policy.backbone`."""
+        backbone = policy.backbone
+        return cls(
+            contract=contract,
+            statistics=statistics,
+            tokenizer=backbone.tokenizer,
+            tokenizer_source=backbone.tokenizer_source,
+            prompt_format=backbone.prompt_format,
+            instruction_template=instruction_template,
+        )
+
+    def __call__(
+        self,
+        images: Images | Sequence[Images] | None = None,
+        instruction: str | Sequence[str] | None = None,
+        state: Any = None,
+        target_images: Images | Sequence[Images] | None = None,
+        actions: Any = None,
+        action_is_pad: Any = None,
+        return_tensors: str | None = None,
+    ) -> BatchFeature:
+        """One observation, or a list of each thing for a batch.
+
+        Args:
+            images: camera name -> uint8 [H, W, 3] or PIL image. None if the policy gets `image_latents`.
+            instruction: what to do, in words. None if the policy gets `prompt_embeds`.
+            state: [Ds] or [B, Ds] in the robot's units.
+            target_images: training only; the cameras `horizon` steps ahead.
+            actions: training only; [horizon, Da] or [B, horizon, Da] as recorded, also when the policy's are relative.
+            action_is_pad: training only; bool [horizon] or [B, horizon], true beyond the end of the episode.
+            return_tensors: `"pt"` for torch tensors, None for numpy arrays.
+
+        Returns:
+            `pixel_values`, `target_pixel_values`: float32 [B, 3, H, W] in [-1, 1], the canvas.
+            `input_ids`, `attention_mask`: int64 [B, L], right padded to the longest.
+            `state`: float32 [B, Ds], `actions`: float32 [B, horizon, Da], both normalised.
+            `action_is_pad`: bool [B, horizon].
+
+        Raises:
+            ValueError: says what was expected and what came, and in which sample of the batch.
+        """
+        if state is None:
+            raise ValueError(f"the policy needs the state: {len(self.contract.state.names)} values, got None")
+        samples = {
+            "state": as_batch(state, sample_ndim=1),
+            "images": [images] if isinstance(images, Mapping) else images,
+            "instruction": [instruction] if isinstance(instruction, str) else instruction,
+            "target_images": [target_images] if isinstance(target_images, Mapping) else target_images,
+            "actions": None if actions is None else as_batch(actions, sample_ndim=2),
+            "action_is_pad": None if action_is_pad is None else as_batch(action_is_pad, sample_ndim=1),
+        }
+        samples = {name: values for name, values in samples.items() if values is not None}
+        sizes = {name: len(values) for name, values in samples.items()}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"all inputs of a batch must have one length, got {sizes}")
+        return BatchFeature(self._prepare(**samples), tensor_type=return_tensors)
+
+    def _prepare(self, state: list, **samples: list) -> dict[str, np.ndarray]:
+        names, action_names, horizon = self.contract.state.names, self.contract.action.names, self.contract.horizon
+        raw_state = checked_rows(state, (len(names),), names, "state")
+        batch = {"state": self._state_normalizer.normalize(raw_state)}
+        for name, key in (("images", "pixel_values"), ("target_images", "target_pixel_values")):
+            if name in samples:
+                batch[key] = self._pixel_values(samples[name], name)
+        if "instruction" in samples:
+            batch |= self._tokenize(samples["instruction"])
+        if "actions" in samples:
+            rows = checked_rows(samples["actions"], (horizon, len(action_names)), action_names, "actions")
+            rows = subtract_state(rows, raw_state, self.contract.action.relative_to_state)
+            batch["actions"] = self._action_normalizer.normalize(rows)
+        if "action_is_pad" in samples:
+            batch["action_is_pad"] = _padding_flags(samples["action_is_pad"], horizon)
+        return batch
+
+    def _pixel_values(self, samples: Sequence[Images], name: str) -> np.ndarray:
+        canvases = []
+        for index, images in enumerate(samples):
+            try:
+                canvases.append(self.layout.compose(images))
+            except ValueError as error:
+                raise ValueError(f"{name} of sample {index}: {error}") from error
+        scaled = np.stack(canvases).transpose(0, 3, 1, 2).astype(np.float32) / 255
+        return 2 * scaled - 1  # in this order: the same float32 numbers as diffusers' image processor
+
+    def _tokenize(self, instructions: Sequence[str]) -> dict[str, np.ndarray]:
+        instructions = [check_instruction(instruction) for instruction in instructions]
+        if self.prompt_format is None:
+            raise ValueError("this processor has no prompt_format: it cannot tell how its text encoder is prompted")
+        return tokenize(self.tokenizer, instructions, self.instruction_template, self.prompt_format)
+
+    def decode_actions(self, actions: torch.Tensor | np.ndarray, state: Any = None) -> np.ndarray:
+        """Normalised actions of the policy -> float32 [B, H, Da] in the robot's units; nothing is clamped.
+
+        Args:
+            actions: [B, H, Da], as `predict_action` returns them or cut to the first steps.
+            state: the raw state [B, Ds] (or [Ds] for one) of the observation that the actions answer. Needed, and
+                only used, when the contract's actions are relative to the state.
+        """
+        values, spec = _to_numpy(actions), self.contract.action
+        if values.ndim != 3 or values.shape[-1] != len(spec.names):
+            raise ValueError(f"expected actions [B, H, {len(spec.names)}] {spec.names}, got {list(values.shape)}")
+        if not np.isfinite(values).all():
+            raise ValueError("the policy's actions hold NaN or infinity; nothing was decoded")
+        values = self._action_normalizer.denormalize(values)
+        if spec.relative_to_state is not None:
+            values = add_state(values, self._raw_state(state, len(values)), spec.relative_to_state)
+        return values.astype(np.float32)
+
+    def _raw_state(self, state: Any, batch_size: int) -> np.ndarray:
+        if state is None:
+            raise ValueError("actions are relative to the state: decode_actions needs the raw state they start from")
+        names = self.contract.state.names
+        rows = checked_rows(as_batch(_to_numpy(state), sample_ndim=1), (len(names),), names, "state")
+        if len(rows) != batch_size:
+            raise ValueError(f"expected one state per action chunk: {batch_size} chunks, {len(rows)} states")
+        return rows
+
+    @staticmethod
+    def decode_images(images: torch.Tensor) -> np.ndarray:
+        """Canvases [B, 3, H, W] in [-1, 1] -> uint8 [B, H, W, 3]; `layout.split` cuts them into cameras."""
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"expected images [B, 3, H, W], got {list(images.shape)}")
+        scaled = np.clip(_to_numpy(images).transpose(0, 2, 3, 1) / 2 + 0.5, 0, 1)
+        return (scaled * 255).round().astype(np.uint8)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `processor_config.json`: plain JSON values, no local path."""
+        return {
+            "processor_class": type(self).__name__,
+            "contract": self.contract.to_dict(),
+            "statistics": self.statistics,
+            "tokenizer_source": self.saved_tokenizer_source(save_frozen=False),
+            "prompt_format": self.prompt_format,
+            "instruction_template": self.instruction_template,
+        }
+
+    @property
+    def contract_hash(self) -> str:
+        """sha256 of the contract with the hash of the statistics in it."""
+        return self.contract.hash
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of what `__call__` returns for an observation; the first is the main input."""
+        return ["pixel_values", "input_ids", "attention_mask", "state"]
+
+    def check_statistics(self, statistics: Statistics, dataset: Mapping[str, str | None] | None = None) -> None:
+        """Make sure that a dataset's statistics are those that this policy was trained with.
+
+        Args:
+            dataset: `{"repo", "revision"}` that they belong to, for the error message.
+
+        Raises:
+            ContractMismatchError: they are not; names both datasets and the first numbers that differ.
+        """
+        found = statistics_hash(statistics)
+        if found == self.contract.statistics_hash:
+            return
+        names = {"state": self.contract.state.names, "action": self.contract.action.names}
+        lines = statistics_differences(self.statistics, statistics, names)
+        raise ContractMismatchError(
+            "these are not the statistics that the policy was trained with\n"
+            f"  policy: {_dataset_name(self.contract.dataset)}, statistics {self.contract.statistics_hash[:12]}\n"
+            f"  given:  {_dataset_name(dataset)}, statistics {found[:12]}\n"
+            f"  {len(lines)} numbers differ, the first:\n    " + "\n    ".join(lines[:SHOWN_DIFFERENCES])
+        )
+
+
+def _sign(contract: PolicyContract, found: str) -> PolicyContract:
+    """The contract with the hash of the statistics that the processor holds."""
+    if contract.statistics_hash not in (None, found):
+        raise ContractMismatchError(
+            f"the contract names the statistics {contract.statistics_hash[:12]} ({_dataset_name(contract.dataset)}), "
+            f"but these are {found[:12]}: they were edited, or belong to another checkpoint"
+        )
+    return dataclasses.replace(contract, statistics_hash=found)
+
+
+def _dataset_name(dataset: Mapping[str, str | None] | None) -> str:
+    if dataset is None:
+        return "dataset not named"
+    return f"dataset {dataset['repo']} at revision {dataset['revision']}"
+
+
+def _padding_flags(samples: Sequence[Any], horizon: int) -> np.ndarray:
+    flags = [np.asarray(sample) for sample in samples]
+    for index, flag in enumerate(flags):
+        if flag.shape != (horizon,) or flag.dtype != bool:
+            found = f"{flag.dtype} {list(flag.shape)}"
+            raise ValueError(f"action_is_pad of sample {index}: expected bool [{horizon}], got {found}")
+    return np.stack(flags)
+
+
+def _to_numpy(values: Any) -> np.ndarray:
+    if isinstance(values, torch.Tensor):
+        values = values.detach().float().cpu().numpy()
+    return np.asarray(values)
