@@ -1,94 +1,74 @@
-"""The smallest policy, processor and dataset with the interfaces that the trainer uses."""
+"""A tiny policy, its processor and an in-memory dataset."""
 
-import json
-from pathlib import Path
-from types import SimpleNamespace
+from functools import cache
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
-from torch import nn
 
-HORIZON, STATE_DIM, ACTION_DIM = 4, 3, 2
-SCALE = 10.0  # physical units = SCALE * normalised
+from imagewam import ImageWAMForActionPrediction, ImageWAMProcessor
+from imagewam.demo.tiny_pipeline import build_tiny_pipeline
+from imagewam.processing.camera_layout import CameraSpec
+from imagewam.processing.contract import ActionSpec, PolicyContract, StateSpec
 
-
-class TinyPolicy(nn.Module):
-    def __init__(self, action_dim: int = ACTION_DIM):
-        super().__init__()
-        self.config = SimpleNamespace(action_dim=action_dim, state_dim=STATE_DIM, action_horizon=HORIZON)
-        self.linear = nn.Linear(STATE_DIM, HORIZON * action_dim)
-        self.dropout = nn.Dropout(0.1)
-        self.predictions = []
-
-    def check_frozen_references(self):
-        pass
-
-    def forward(self, state, actions, action_is_pad, target_pixel_values, **kwargs):
-        noise = torch.randn_like(actions)
-        predicted = self.linear(self.dropout(state)).view_as(actions)
-        action_loss = ((predicted - actions + 0.1 * noise).square().mean(-1) * ~action_is_pad).mean()
-        image_loss = (target_pixel_values.mean() + self.linear.bias.mean()).square()
-        return SimpleNamespace(loss=action_loss + image_loss, action_loss=action_loss, image_loss=image_loss)
-
-    def predict_action(self, state, num_inference_steps, **kwargs):
-        return SimpleNamespace(actions=self.linear(state).view(len(state), HORIZON, -1))
-
-    def save_pretrained(self, path, state_dict=None, save_frozen=False):
-        Path(path).mkdir(parents=True, exist_ok=True)
-        save_file(state_dict or self.state_dict(), Path(path) / "model.safetensors")
-        (Path(path) / "saved_frozen.json").write_text(json.dumps(save_frozen))
+HORIZON, STATE_NAMES, ACTION_NAMES = 4, ("a", "b", "c"), ("a", "b")
+SCALE = 10.0  # one normalised unit, in physical units
+INSTRUCTION = "push the cube"
 
 
-class TinyProcessor:
-    def __init__(self):
-        self.contract = SimpleNamespace(
-            cameras=(SimpleNamespace(name="front"),),
-            state=SimpleNamespace(names=("a", "b", "c")),
-            action=SimpleNamespace(names=("a", "b")),
-            fps=10.0,
-            horizon=HORIZON,
-        )
+def tiny_policy(seed: int = 0, action_dim: int = len(ACTION_NAMES), **config) -> ImageWAMForActionPrediction:
+    torch.manual_seed(seed)
+    sizes = {"heads": 2, "head_dim": 16, "num_layers": 1, "num_single_layers": 1, "text_width": 16}
+    return ImageWAMForActionPrediction.from_editing_pipeline(
+        build_tiny_pipeline([INSTRUCTION], **sizes, vae_channels=(8, 16)),
+        action_dim=action_dim,
+        state_dim=len(STATE_NAMES),
+        action_horizon=HORIZON,
+        action_hidden_size=16,
+        num_inference_steps=2,
+        **config,
+    )
 
-    def decode_actions(self, actions, state):
-        return np.asarray(actions, dtype=np.float32) * SCALE
 
-    def check_statistics(self, statistics):
-        if statistics != "mine":
-            raise ValueError(f"statistics are {statistics!r}, the processor has 'mine'")
+@cache
+def statistics() -> dict:
+    def unit(size: int) -> dict:
+        return {"mean": [0.0] * size, "std": [SCALE] * size}
 
-    def save_pretrained(self, path, save_frozen=False):
-        (Path(path) / "processor_config.json").write_text("{}")
+    return {"state": unit(len(STATE_NAMES)), "action": unit(len(ACTION_NAMES))}
+
+
+def tiny_processor(policy: ImageWAMForActionPrediction) -> ImageWAMProcessor:
+    contract = PolicyContract(
+        cameras=(CameraSpec("front", 8, 8),),
+        layout="single",
+        state=StateSpec(STATE_NAMES, "mean_std"),
+        action=ActionSpec(ACTION_NAMES, "mean_std"),
+        fps=10,
+        horizon=HORIZON,
+    )
+    return ImageWAMProcessor.for_policy(policy, contract=contract, statistics=statistics())
 
 
 class TinyDataset(torch.utils.data.Dataset):
-    def __init__(self, size: int = 16, seed: int = 0, horizon: int = HORIZON):
+    """Actions that repeat the state; every other chunk ends one step early."""
+
+    def __init__(
+        self, size: int = 16, seed: int = 0, horizon: int = HORIZON, camera: str = "front", padded: bool = True
+    ):
         generator = np.random.default_rng(seed)
-        self.states = generator.normal(size=(size, STATE_DIM)).astype(np.float32) * SCALE
-        self.horizon = horizon
+        self.states = (generator.normal(size=(size, len(STATE_NAMES))) * SCALE).astype(np.float32)
+        self.images = generator.integers(0, 256, (size, 8, 8, 3), dtype=np.uint8)
+        self.horizon, self.camera, self.padded = horizon, camera, padded
 
     def __len__(self):
         return len(self.states)
 
     def __getitem__(self, index):
-        image = np.full((8, 8, 3), index, dtype=np.uint8)
-        actions = np.repeat(self.states[index, None, :ACTION_DIM], self.horizon, axis=0)
         return {
-            "images": {"front": image},
-            "target_images": {"front": image},
+            "images": {self.camera: self.images[index]},
+            "target_images": {self.camera: self.images[index - 1]},
             "state": self.states[index],
-            "actions": actions,
-            "action_is_pad": np.arange(self.horizon) >= self.horizon - index % 2,
+            "actions": np.repeat(self.states[index, None, : len(ACTION_NAMES)], self.horizon, axis=0),
+            "action_is_pad": np.arange(self.horizon) >= self.horizon - index % 2 * self.padded,
+            "instruction": INSTRUCTION,
         }
-
-
-def collate(samples):
-    names = ("state", "actions", "action_is_pad")
-    stacked = {name: torch.from_numpy(np.stack([sample[name] for sample in samples])) for name in names}
-    pixels = torch.from_numpy(np.stack([s["target_images"]["front"] for s in samples])).float() / 255
-    return {
-        "state": stacked["state"] / SCALE,
-        "actions": stacked["actions"] / SCALE,
-        "action_is_pad": stacked["action_is_pad"],
-        "target_pixel_values": pixels.permute(0, 3, 1, 2),
-    }

@@ -38,7 +38,9 @@ class ImageWAMTrainingArguments(TrainingArguments):
     max_eval_samples: int | None = field(
         default=None, metadata={"help": "Evaluate on this many samples, evenly spaced over the set; default: on all."}
     )
-    eval_inference_steps: int = field(default=10, metadata={"help": "Euler steps of the action error's predictions."})
+    eval_inference_steps: int | None = field(
+        default=None, metadata={"help": "Euler steps behind the action error; default: as the policy's config says."}
+    )
     eval_seed: int = field(default=0, metadata={"help": "Every evaluation draws the same times and noise from it."})
     check_statistics: bool = field(
         default=True,

@@ -4,9 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from torch.utils.data import Dataset
+
+from ..configuration_imagewam import ImageWAMConfig
+from ..data.action_chunks import ActionChunkDataset
+from ..processing.contract import PolicyContract
 
 
-def check_policy_matches_contract(config: Any, contract: Any) -> None:
+def check_policy_matches_contract(config: ImageWAMConfig, contract: PolicyContract) -> None:
     """Raise ValueError unless the policy's action, state and horizon sizes are those of the processor's contract."""
     expected = {
         "action_dim": len(contract.action.names),
@@ -16,8 +21,17 @@ def check_policy_matches_contract(config: Any, contract: Any) -> None:
     _raise_if_different("policy config", {name: getattr(config, name) for name in expected}, "contract", expected)
 
 
-def check_sample_matches_contract(sample: Mapping[str, Any], contract: Any) -> None:
-    """Raise ValueError unless a dataset's sample has the contract's cameras, state and action sizes and horizon."""
+def check_dataset_matches_contract(dataset: Dataset, contract: PolicyContract) -> None:
+    """Raise ValueError unless a dataset has the contract's cameras, state, actions, horizon and frame rate."""
+    _check_sample(dataset[0], contract)
+    if isinstance(dataset, ActionChunkDataset):
+        recorded = dataset.dataset
+        found = {"fps": float(recorded.fps), "state": recorded.state_names, "actions": recorded.action_names}
+        expected = {"fps": contract.fps, "state": contract.state.names, "actions": contract.action.names}
+        _raise_if_different("dataset", found, "contract", expected)
+
+
+def _check_sample(sample: Mapping[str, Any], contract: PolicyContract) -> None:
     missing = {camera.name for camera in contract.cameras} - set(sample["images"])
     if missing:
         raise ValueError(
@@ -29,11 +43,6 @@ def check_sample_matches_contract(sample: Mapping[str, Any], contract: Any) -> N
         "state": (len(contract.state.names),),
     }
     _raise_if_different("dataset", {name: np.shape(sample[name]) for name in expected}, "contract", expected)
-
-
-def check_fps(fps: float, contract: Any) -> None:
-    """Raise ValueError unless the dataset was recorded at the contract's rate, on which a chunk's duration hangs."""
-    _raise_if_different("dataset", {"fps": float(fps)}, "contract", {"fps": float(contract.fps)})
 
 
 def _raise_if_different(name: str, values: dict[str, Any], expected_name: str, expected: dict[str, Any]) -> None:

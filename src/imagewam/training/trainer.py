@@ -10,10 +10,12 @@ from tqdm.auto import tqdm
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from ..data.collator import ImageWAMCollator
+from ..modeling.modeling_imagewam import ImageWAMForActionPrediction
 from .arguments import ImageWAMTrainingArguments
 from .baselines import Baseline
 from .checkpoints import last_complete_checkpoint, remove_if_it_fails
-from .checks import check_policy_matches_contract, check_sample_matches_contract
+from .checks import check_dataset_matches_contract, check_policy_matches_contract
 from .evaluation_loop import (
     LOSS_NAMES,
     TRAINING_INPUTS,
@@ -61,8 +63,6 @@ class ImageWAMTrainer(Trainer):
     ):
         self._check(model, args, processing_class, train_dataset, eval_dataset, train_statistics)
         if data_collator is None:
-            from ..data.collator import ImageWAMCollator
-
             data_collator = ImageWAMCollator(processing_class)
         super().__init__(
             model=model,
@@ -87,7 +87,7 @@ class ImageWAMTrainer(Trainer):
         eval_datasets = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
         for dataset in (train_dataset, *eval_datasets):
             if dataset is not None:
-                check_sample_matches_contract(dataset[0], processor.contract)
+                check_dataset_matches_contract(dataset, processor.contract)
         if args.check_statistics and train_statistics is not None:
             processor.check_statistics(train_statistics)
         if not args.save_frozen:
@@ -158,7 +158,8 @@ class ImageWAMTrainer(Trainer):
         with self.accelerator.autocast():
             losses = sample_losses(self.model(**batch), len(is_pad))
             observation = {name: batch[name] for name in batch if name not in TRAINING_INPUTS}
-            output = self.model.predict_action(**observation, num_inference_steps=self.args.eval_inference_steps)
+            steps = self.args.eval_inference_steps or self.model.config.num_inference_steps
+            output = self.model.predict_action(**observation, num_inference_steps=steps)
         errors = action_errors(output.actions, {**raw, "action_is_pad": is_pad}, self.processing_class, self.baselines)
         errors = {f"error:{name}": error.to(is_pad.device) for name, error in errors.items()}
         return {**losses, **errors, "valid_steps": (~is_pad).sum(dim=1)}
@@ -193,5 +194,7 @@ class ImageWAMTrainer(Trainer):
             return
         output_dir = output_dir or self.args.output_dir
         policy = self.accelerator.unwrap_model(self.model)
-        policy.save_pretrained(output_dir, state_dict=state_dict, save_frozen=self.args.save_frozen)
+        whole = isinstance(policy, ImageWAMForActionPrediction)  # else a PeftModel, which saves its adapters
+        options = {"save_frozen": self.args.save_frozen} if whole else {}
+        policy.save_pretrained(output_dir, state_dict=state_dict, **options)
         self.processing_class.save_pretrained(output_dir, save_frozen=self.args.save_frozen)

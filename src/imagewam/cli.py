@@ -1,0 +1,48 @@
+"""`imagewam <command>`: finds the command's module and hands it the rest of the command line."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "train": "train a policy on robot episodes, from an editing pipeline or from a policy",
+    "predict": "actions, and on request the edited frame, for images or a frame of a dataset",
+    "demo": "everything once, on the CPU: episodes, training, closed loop, pictures",
+    "info": "what a policy or a dataset folder holds",
+}
+
+USAGE = "\n".join(
+    [
+        "usage: imagewam <command> [config.yaml] [options]",
+        "",
+        *(f"  {name:<10}{text}" for name, text in COMMANDS.items()),
+        "",
+        "`imagewam <command> --help` lists the options; each can also stand in the YAML file.",
+    ]
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point. Commands are imported only when called, so that help comes at once.
+
+    Raises:
+        SystemExit: 2 for an unknown command or option, 1 for an input that the command cannot work with. The traceback
+            of the latter is shown when the environment variable IMAGEWAM_TRACEBACK is set.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return
+    name, *rest = argv
+    if name not in COMMANDS:
+        print(f"imagewam: no command {name!r}\n\n{USAGE}", file=sys.stderr)
+        raise SystemExit(2)
+    command = importlib.import_module(f"imagewam.commands.{name}")
+    try:
+        command.main(rest)
+    except (ValueError, OSError) as error:
+        # Wrong input is the user's to fix: one line that names it says more than a stack of our frames.
+        if os.environ.get("IMAGEWAM_TRACEBACK"):
+            raise
+        raise SystemExit(f"imagewam {name}: {error}") from error
