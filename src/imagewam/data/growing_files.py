@@ -22,9 +22,10 @@ ENCODER_OPTIONS = {"g": "2", "crf": "23", "preset": "veryfast"}
 class GrowingFiles(ABC):
     """A series of files of one kind under `root`; the next one is opened once the current one has reached `max_mb`."""
 
-    def __init__(self, root: Path, max_mb: float):
+    max_mb: int
+
+    def __init__(self, root: Path):
         self._root = root
-        self._max_bytes = max_mb * 1024**2
         self._number = -1
         self._path: Path | None = None
 
@@ -48,7 +49,7 @@ class GrowingFiles(ABC):
         return {"chunk_index": self._number // FILES_PER_CHUNK, "file_index": self._number % FILES_PER_CHUNK}
 
     def _make_room(self) -> None:
-        if self._path is not None and self._path.stat().st_size >= self._max_bytes:
+        if self._path is not None and self._size() >= self.max_mb * 1024**2:
             self.close()
         if self._path is None:
             self._number += 1
@@ -56,12 +57,18 @@ class GrowingFiles(ABC):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._open(self._path)
 
+    def _size(self) -> int:
+        # An encoder holds the first frames back, and its file is made with the first one that it lets go.
+        return self._path.stat().st_size if self._path.exists() else 0
+
 
 class DataFiles(GrowingFiles):
     """Parquet files, one row group per episode."""
 
-    def __init__(self, root: Path, schema: pa.Schema, max_mb: float = DATA_FILE_MB):
-        super().__init__(root, max_mb)
+    max_mb = DATA_FILE_MB
+
+    def __init__(self, root: Path, schema: pa.Schema):
+        super().__init__(root)
         self._schema = schema
 
     def relative_path(self, place: dict[str, int]) -> str:
@@ -84,8 +91,10 @@ class DataFiles(GrowingFiles):
 class VideoFiles(GrowingFiles):
     """mp4 files of one camera, episode after episode without a gap."""
 
-    def __init__(self, root: Path, key: str, size: tuple[int, int], fps: int, max_mb: float = VIDEO_FILE_MB):
-        super().__init__(root, max_mb)
+    max_mb = VIDEO_FILE_MB
+
+    def __init__(self, root: Path, key: str, size: tuple[int, int], fps: int):
+        super().__init__(root)
         self._key = key
         self._height, self._width = size
         self._fps = fps

@@ -14,9 +14,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from imagewam.data.feature_statistics import image_statistics, merge_statistics, vector_statistics
-from imagewam.data.features import vector_size
-from imagewam.data.growing_files import (
+from .feature_statistics import image_statistics, merge_statistics, vector_statistics
+from .features import vector_size
+from .growing_files import (
     DATA_FILE_MB,
     DATA_PATH,
     FILES_PER_CHUNK,
@@ -27,7 +27,7 @@ from imagewam.data.growing_files import (
     DataFiles,
     VideoFiles,
 )
-from imagewam.data.lerobot_metadata import video_keys
+from .lerobot_metadata import video_keys
 
 INDEX_FEATURES = {
     "timestamp": {"dtype": "float32", "shape": [1], "names": None},
@@ -118,7 +118,7 @@ class LeRobotWriter:
         self._num_frames = episode["dataset_to_index"]
 
     def finalize(self) -> None:
-        """Write the metadata and let the folder appear; ValueError without episodes, FileExistsError if `root` exists."""
+        """Write the metadata and let the folder appear; ValueError without episodes, FileExistsError if it exists."""
         if not self._episodes:
             raise ValueError(f"no episode was added, {self.root} is not written")
         for files in (self._data, *self._videos.values()):
@@ -134,9 +134,7 @@ class LeRobotWriter:
         arrays = {key: np.asarray(frames[key]) for key in expected}
         lengths = {key: len(array) for key, array in arrays.items()}
         if len(set(lengths.values())) != 1 or 0 in lengths.values():
-            raise ValueError(
-                f"all features of an episode must have the same number of frames, not zero; got {lengths}"
-            )
+            raise ValueError(f"features of an episode must have the same number of frames, at least one: {lengths}")
         return {key: _checked_array(key, self.features[key], array) for key, array in arrays.items()}
 
     def _indices(self, length: int, task: str) -> dict[str, np.ndarray]:
