@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch.utils.data import Dataset
 
-from imagewam.data.lerobot_dataset import ACTION_KEY, STATE_KEY, LeRobotDataset
+from .lerobot_dataset import ACTION_KEY, STATE_KEY, LeRobotDataset
 
 
 class ActionChunkDataset(Dataset):

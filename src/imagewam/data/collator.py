@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import BatchFeature
 
-from imagewam.processing_imagewam import ImageWAMProcessor
+from ..processing_imagewam import ImageWAMProcessor
 
 
 class ImageWAMCollator:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from imagewam.data.statistics import describe
+from .statistics import describe
 
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 SAMPLED_FRAMES = 32

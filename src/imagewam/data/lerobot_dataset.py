@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 from tqdm.auto import tqdm
 
-from imagewam.data.features import camera_features, dimension_names, image_size, vector_size
-from imagewam.data.lerobot_metadata import Episode, read_metadata
-from imagewam.data.video import VideoDecoder, read_frames
+from .features import camera_features, dimension_names, image_size, vector_size
+from .lerobot_metadata import Episode, read_metadata
+from .video import VideoDecoder, read_frames
 
 STATE_KEY = "observation.state"
 ACTION_KEY = "action"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from imagewam.data.lerobot_dataset import ACTION_KEY, STATE_KEY, LeRobotDataset
+from .lerobot_dataset import ACTION_KEY, STATE_KEY, LeRobotDataset
 
 QUANTILES = {"q01": 0.01, "q99": 0.99}
 
