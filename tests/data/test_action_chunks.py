@@ -1,0 +1,98 @@
+import os
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from imagewam.data import ActionChunkDataset, LeRobotDataset
+
+HORIZON = 5
+
+
+@pytest.fixture(params=["v3_root", "v21_root"])
+def dataset(request):
+    return LeRobotDataset(request.getfixturevalue(request.param))
+
+
+def test_every_sample_stays_in_its_episode(dataset, episodes):
+    samples = ActionChunkDataset(dataset, HORIZON, cameras=["top"])
+    index = 0
+    for number, episode in enumerate(episodes):
+        length = len(episode["action"])
+        for t in range(length):
+            sample, last = samples[index], length - 1
+            assert (sample["index"], sample["episode_index"], sample["frame_index"]) == (index, number, t)
+            np.testing.assert_array_equal(sample["state"], episode["observation.state"][t])
+            steps = np.arange(t, t + HORIZON)
+            np.testing.assert_array_equal(sample["actions"], episode["action"][steps.clip(max=last)])
+            np.testing.assert_array_equal(sample["action_is_pad"], steps > last)
+            frames = episode["observation.images.top"]
+            np.testing.assert_allclose(sample["images"]["top"], frames[t], atol=2)
+            np.testing.assert_allclose(sample["target_images"]["top"], frames[min(t + HORIZON, last)], atol=2)
+            index += 1
+    assert index == len(samples)
+
+
+def test_types_of_a_sample(dataset):
+    sample = ActionChunkDataset(dataset, HORIZON, cameras=["top"])[0]
+    assert sample["state"].dtype == sample["actions"].dtype == np.float32
+    assert sample["action_is_pad"].dtype == bool
+    assert sample["images"]["top"].dtype == np.uint8
+    assert sample["instruction"] == "push the block"
+    torch.from_numpy(sample["state"]).add_(1)  # writable: the memory-mapped rows are not handed out
+
+
+def test_without_images_no_video_is_needed(v21_root):
+    for path in v21_root.rglob("*.mp4"):
+        path.unlink()
+    dataset = LeRobotDataset(v21_root)
+    sample = ActionChunkDataset(dataset, HORIZON, cameras=["top"], with_images=False)[3]
+    assert sample["actions"].shape == (HORIZON, 2) and "images" not in sample
+    with pytest.raises(FileNotFoundError, match="episode_000000.mp4"):
+        ActionChunkDataset(dataset, HORIZON, cameras=["top"])
+
+
+def test_workers_read_what_the_main_process_reads(dataset):
+    samples = ActionChunkDataset(dataset, HORIZON, cameras=["top"])
+    expected = [samples[i] for i in range(len(samples))]  # decoders are open here when the workers start
+    loader = DataLoader(samples, batch_size=None, num_workers=2)
+    for found, sample in zip(loader, expected, strict=True):
+        assert found["index"] == sample["index"]
+        for entry in ("images", "target_images"):
+            np.testing.assert_array_equal(found[entry]["top"], sample[entry]["top"])
+
+
+def test_a_needed_feature_that_is_missing_is_named_with_what_there_is(dataset):
+    with pytest.raises(ValueError, match=r"no camera 'wrist'; it has \['top'\]"):
+        ActionChunkDataset(dataset, HORIZON, cameras=["top", "wrist"])
+    del dataset.features["observation.state"]
+    with pytest.raises(ValueError, match=r"no feature 'observation.state'; it has \['action', "):
+        ActionChunkDataset(dataset, HORIZON, cameras=["top"])
+
+
+def test_horizon_must_be_positive(dataset):
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        ActionChunkDataset(dataset, 0, cameras=["top"])
+
+
+def test_an_empty_video_is_found_before_training(v21_root):
+    path = v21_root / "videos" / "chunk-000" / "observation.images.top" / "episode_000001.mp4"
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"episode_000001.mp4.*empty \(0 bytes\)"):
+        ActionChunkDataset(LeRobotDataset(v21_root), HORIZON, cameras=["top"])
+
+
+def test_a_truncated_video_is_found_before_training(v3_root):
+    """The writer's files have their index at the end, which a cut takes away."""
+    path = next(v3_root.rglob("*.mp4"))
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(ValueError, match="file-000.mp4: not a readable video, perhaps cut off"):
+        ActionChunkDataset(LeRobotDataset(v3_root), HORIZON, cameras=["top"])
+
+
+def test_a_video_with_too_few_frames_is_found_before_training(v21_root):
+    folder = v21_root / "videos" / "chunk-000" / "observation.images.top"
+    (folder / "episode_000001.mp4").replace(folder / "episode_000000.mp4")
+    with pytest.raises(ValueError, match="episode_000000.mp4: expected at least 7 frames, found 4"):
+        ActionChunkDataset(LeRobotDataset(v21_root, [0]), HORIZON, cameras=["top"])
