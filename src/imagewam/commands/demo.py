@@ -1,1 +1,13 @@
 """`imagewam demo`: the whole way once on the CPU, from expert episodes to a policy in closed loop."""
+
+from collections.abc import Sequence
+
+from ..demo.run import run_demo
+from ..demo.settings import DemoSettings
+from .options import parse_options
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the demo; it ends by printing where the results are."""
+    (settings,) = parse_options((DemoSettings,), argv, "demo", __doc__)
+    run_demo(settings)

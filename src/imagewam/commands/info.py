@@ -26,8 +26,9 @@ def main(argv: Sequence[str]) -> None:
     (options,) = parse_options((InfoOptions,), words, "info", __doc__)
     is_dataset = (Path(options.path) / "meta").is_dir()
     rows = dataset_rows(options.path) if is_dataset else policy_rows(options.path)
+    width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        print(f"{name:<22}{value}")
+        print(f"{name:<{width}}  {value}")
 
 
 def dataset_rows(path: str) -> Rows:

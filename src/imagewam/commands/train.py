@@ -8,6 +8,7 @@ from transformers import set_seed
 from .. import ImageWAMForActionPrediction, ImageWAMProcessor
 from ..data.lerobot_dataset import LeRobotDataset
 from ..data.statistics import compute_statistics
+from ..demo.precomputed import PrecomputedCollator
 from ..training.arguments import ImageWAMTrainingArguments
 from ..training.baselines import Baseline, matching_state_index, mean_action, repeat_state
 from ..training.checkpoints import last_complete_checkpoint
@@ -44,12 +45,15 @@ def build_trainer(data: DataOptions, options: PolicyOptions, args: ImageWAMTrain
     if options.lora_rank:
         policy = add_adapters(policy, options.lora_rank)
     contract = processor.contract
+    datasets = [dataset for dataset in (train, held_out) if dataset is not None]
+    collator = PrecomputedCollator(policy, processor, datasets) if data.precompute else None
     return ImageWAMTrainer(
         model=policy,
         args=args,
         processing_class=processor,
-        train_dataset=action_chunks(train, contract),
-        eval_dataset=action_chunks(held_out, contract),
+        train_dataset=action_chunks(train, contract, with_images=not data.precompute),
+        eval_dataset=action_chunks(held_out, contract, with_images=not data.precompute),
+        data_collator=collator,
         train_statistics=compute_statistics(train, contract.horizon, contract.action.relative_to_state),
         baselines=dataset_baselines(train, contract.horizon),
     )

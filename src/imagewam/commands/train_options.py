@@ -38,6 +38,7 @@ class DataOptions:
         "min_max, mean_std or quantiles (min_max)."
     )
     relative_actions: list[str] | None = option("Actions taken relative to the state of the same name; `all` for all.")
+    precompute: bool = option("Encode all frames and instructions once, before training, and keep the result.", False)
     dataset_repo: str | None = option("Name under which the contract remembers the dataset.")
     dataset_revision: str | None = option("Its revision.")
 
@@ -53,7 +54,7 @@ class DataOptions:
             train = sorted(set(LeRobotDataset(self.dataset).episode_lengths) - set(held_out))
         if train and held_out and set(train) & set(held_out):
             raise ValueError(f"episodes {sorted(set(train) & set(held_out))} are both trained on and held out")
-        return LeRobotDataset(self.dataset, train), held_out and LeRobotDataset(self.dataset, held_out)
+        return LeRobotDataset(self.dataset, train), LeRobotDataset(self.dataset, held_out) if held_out else None
 
     def contract(self, dataset: LeRobotDataset) -> PolicyContract:
         """The contract of a policy that is trained on this dataset with these options."""
@@ -138,7 +139,9 @@ def given_options(options: Any, names: list[str]) -> list[str]:
     return [name for name in names if getattr(options, name) is not None]
 
 
-def action_chunks(dataset: LeRobotDataset | None, contract: PolicyContract) -> ActionChunkDataset | None:
+def action_chunks(
+    dataset: LeRobotDataset | None, contract: PolicyContract, with_images: bool
+) -> ActionChunkDataset | None:
     """The dataset's samples in the contract's form."""
     cameras = [camera.name for camera in contract.cameras]
-    return dataset and ActionChunkDataset(dataset, horizon=contract.horizon, cameras=cameras)
+    return None if dataset is None else ActionChunkDataset(dataset, contract.horizon, cameras, with_images)

@@ -10,7 +10,7 @@ import torch
 from .baselines import Baseline, absolute_chunk_error
 
 LOSS_NAMES = ("loss", "action_loss", "image_loss")
-TRAINING_INPUTS = ("target_pixel_values", "actions", "action_is_pad")
+TRAINING_INPUTS = ("target_pixel_values", "target_latents", "actions", "action_is_pad")
 
 
 class EvaluationCollator:
