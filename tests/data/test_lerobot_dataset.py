@@ -92,6 +92,15 @@ def test_images_stored_in_the_rows_are_read(v3_root, episodes):
     np.testing.assert_array_equal(found, episodes[2]["observation.images.top"][[0, 8]])
 
 
+def test_reading_stops_at_the_end_of_an_episode(root):
+    dataset = LeRobotDataset(root)
+    with pytest.raises(IndexError, match="frames 2 to 4 are not in episode 1, which has 4"):
+        dataset.values("action", 1, 2, 5)
+    for frame_index in (-1, 4):
+        with pytest.raises(IndexError, match="not in episode 1, which has 4"):
+            dataset.frames("top", 1, [0, frame_index])
+
+
 def test_another_version_is_refused(root):
     edit_info(root, codebase_version="v1.6")
     with pytest.raises(ValueError, match=r"codebase_version 'v1.6'; readable are v2.1, v3.0"):

@@ -129,6 +129,7 @@ class LeRobotDataset:
     def frames(self, camera: str, episode_index: int, frame_indices: Sequence[int]) -> list[np.ndarray]:
         """Camera frames of one episode, each uint8 [H, W, 3] RGB."""
         key = self.camera_key(camera)
+        self._check_range(episode_index, min(frame_indices), max(frame_indices) + 1)
         if self.features[key]["dtype"] == "video":
             frames = self._decode_video(key, self._episodes[episode_index], frame_indices)
         else:
@@ -163,9 +164,16 @@ class LeRobotDataset:
         return [np.asarray(image.convert("RGB")) for image in images]
 
     def _slice(self, key: str, episode_index: int, start: int, stop: int | None) -> pa.ChunkedArray:
-        first = self._first_rows[episode_index]
         stop = self._episodes[episode_index].length if stop is None else stop
+        self._check_range(episode_index, start, stop)
+        first = self._first_rows[episode_index]
         return self._columns[key][first + start : first + stop].column(key)
+
+    def _check_range(self, episode_index: int, start: int, stop: int) -> None:
+        """Rows and video frames of other episodes lie next to those of this one."""
+        length = self._episodes[episode_index].length
+        if not 0 <= start < stop <= length:
+            raise IndexError(f"frames {start} to {stop - 1} are not in episode {episode_index}, which has {length}")
 
     @cached_property
     def _columns(self) -> dict[str, datasets.Dataset]:
