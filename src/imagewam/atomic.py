@@ -16,6 +16,7 @@ def atomic_write_text(path: str | os.PathLike, text: str) -> None:
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
+        _open_to_readers(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
@@ -33,7 +34,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[str]:
     staging = tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         yield staging
-        os.chmod(staging, 0o755)  # mkdtemp gives 0o700
+        _open_to_readers(staging, 0o755)
         if not path.exists():
             os.rename(staging, path)
             return
@@ -44,3 +45,10 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[str]:
                 os.replace(file, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _open_to_readers(path: str, mode: int) -> None:
+    """tempfile makes things that only their owner may read; give them what a plain `open` or `mkdir` would."""
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(path, mode & ~umask)

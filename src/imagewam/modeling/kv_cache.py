@@ -263,7 +263,7 @@ def _tap_processors(layers: dict[str, nn.Module]) -> list:
 
 @functools.cache
 def _tapped_class(processor_class: type) -> type:
-    """`processor_class`, publishing its instance's slot while it runs. One class for all layers: one compiled graph."""
+    """`processor_class`, publishing its instance's slot while it runs. One class for all layers: one graph."""
     original = processor_class.__call__
 
     @functools.wraps(original)  # attention modules filter keyword arguments by this signature

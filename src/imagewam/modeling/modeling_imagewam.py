@@ -537,9 +537,7 @@ class ImageWAMForActionPrediction(PreTrainedModel):
             ValueError: a frozen part has no hub repo to refer to.
         """
         homeless = [
-            name
-            for name in self.backbone.frozen_loaders
-            if not (self.config.frozen_parts.get(name) or {}).get("repo")
+            name for name in self.backbone.frozen_loaders if not (self.config.frozen_parts.get(name) or {}).get("repo")
         ]
         if homeless:
             raise ValueError(

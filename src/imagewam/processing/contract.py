@@ -79,7 +79,7 @@ class PolicyContract:
     Args:
         cameras: in the order of the layout.
         layout: `"single"`, `"horizontal"` or `"robotwin"`; see `CameraLayout`.
-        fps: actions per second.
+        fps: actions per second; None where the training data's rate was not recorded.
         horizon: actions per chunk; the target frame lies as many steps ahead.
         dataset: `{"repo": ..., "revision": ...}` of the training data; a name, never a local path.
         statistics_hash: filled in by the processor, which holds the statistics.
@@ -89,16 +89,16 @@ class PolicyContract:
     layout: str
     state: StateSpec
     action: ActionSpec
-    fps: float
+    fps: float | None
     horizon: int
     dataset: dict[str, str | None] | None = None
     statistics_hash: str | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "cameras", tuple(self.cameras))
-        object.__setattr__(self, "fps", float(self.fps))
+        object.__setattr__(self, "fps", None if self.fps is None else float(self.fps))
         CameraLayout(self.cameras, self.layout)  # says what is wrong with the cameras
-        if self.fps <= 0 or self.horizon < 1:
+        if (self.fps is not None and self.fps <= 0) or self.horizon < 1:
             raise ValueError(f"fps and horizon must be positive, got fps {self.fps}, horizon {self.horizon}")
         for index in self.action.relative_to_state or ():
             if index is not None and not 0 <= index < len(self.state.names):

@@ -1,0 +1,54 @@
+"""Policy contracts of the robots that published checkpoints were trained for, told apart by their action size."""
+
+from ..processing.camera_layout import CameraSpec
+from ..processing.contract import ActionSpec, PolicyContract, StateSpec
+
+_ARM = [f"joint_{i}" for i in range(1, 7)] + ["gripper"]
+_BOTH_ARMS = [f"{side}_{name}" for side in ("left", "right") for name in _ARM]
+
+
+def published_contract(action_dim: int, state_dim: int, horizon: int) -> PolicyContract:
+    """LIBERO for 7-D actions, RoboTwin 2.0 for 14-D ones.
+
+    The published files do not record their cameras, names or frame rate: this is what their training code reads.
+
+    Raises:
+        ValueError: no published robot has these sizes.
+    """
+    if (action_dim, state_dim) == (7, 8):
+        return _libero(horizon)
+    if (action_dim, state_dim) == (14, 14):
+        return _robotwin(horizon)
+    raise ValueError(
+        f"published checkpoints exist for LIBERO (7-D actions, 8-D state) and RoboTwin (14, 14); this one has "
+        f"{action_dim}-D actions and {state_dim}-D state"
+    )
+
+
+def _libero(horizon: int) -> PolicyContract:
+    """Both 224 x 224 views side by side; six deltas and the gripper, min/max."""
+    pose = ["x", "y", "z", "axis_angle_x", "axis_angle_y", "axis_angle_z"]
+    return PolicyContract(
+        cameras=(CameraSpec("agentview", 224, 224), CameraSpec("wrist", 224, 224)),
+        layout="horizontal",
+        state=StateSpec([*pose, "gripper_left", "gripper_right"], "min_max", rotation="axis_angle"),
+        action=ActionSpec([*[f"delta_{name}" for name in pose], "gripper"], "min_max", gripper="0 closes, 1 opens"),
+        fps=None,
+        horizon=horizon,
+    )
+
+
+def _robotwin(horizon: int) -> PolicyContract:
+    """Head 192 x 256 above the two 96 x 128 wrists; absolute joints, mean/std."""
+    return PolicyContract(
+        cameras=(
+            CameraSpec("head_camera", 192, 256),
+            CameraSpec("left_camera", 96, 128),
+            CameraSpec("right_camera", 96, 128),
+        ),
+        layout="robotwin",
+        state=StateSpec(_BOTH_ARMS, "mean_std"),
+        action=ActionSpec(_BOTH_ARMS, "mean_std", units="rad", gripper="0 closes, 1 opens"),
+        fps=None,
+        horizon=horizon,
+    )
