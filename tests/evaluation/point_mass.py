@@ -1,6 +1,7 @@
 """A one-dimensional world that runs in microseconds: move a point onto a goal whose place depends on the seed."""
 
 import os
+import sys
 
 import numpy as np
 
@@ -45,6 +46,9 @@ class PointMass:
         for place, colour in ((self.goal, (0, 200, 0)), (self.position, (220, 220, 220))):
             picture[:, int(np.clip(8 + 2 * place, 0, 15))] = colour
         return picture
+
+    def has_torch(self) -> bool:
+        return "torch" in sys.modules
 
     def die(self) -> None:
         os._exit(7)

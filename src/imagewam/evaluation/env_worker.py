@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from imagewam.evaluation.environment import EnvironmentSpec, Observation, StepResult
+from .environment import EnvironmentSpec, Observation, StepResult
 
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}  # many workers share the cores; LP_ is Mesa's llvmpipe
+# Many workers share the cores; LP_ is Mesa's llvmpipe. The last one keeps `import imagewam` from importing torch.
+WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1", "IMAGEWAM_TORCH_FREE": "1"}
 
 
 class EnvWorkerError(RuntimeError):
@@ -38,7 +39,7 @@ class EnvWorker:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "imagewam.evaluation.env_worker", str(child_end.fileno())],
             pass_fds=[child_end.fileno()],
-            env={**ONE_THREAD, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env={**WORKER_ENVIRONMENT, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         child_end.close()
         self._pipe.send((factory, settings))

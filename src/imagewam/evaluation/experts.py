@@ -11,11 +11,11 @@ from queue import SimpleQueue
 import numpy as np
 from tqdm.auto import tqdm
 
-from imagewam.data.features import CAMERA_PREFIX
-from imagewam.data.lerobot_dataset import ACTION_KEY, STATE_KEY
-from imagewam.data.writer import LeRobotWriter
-from imagewam.evaluation.env_worker import EnvWorker
-from imagewam.evaluation.environment import EnvironmentSpec, Observation
+from ..data.features import CAMERA_PREFIX
+from ..data.lerobot_dataset import ACTION_KEY, STATE_KEY
+from ..data.writer import LeRobotWriter
+from .env_worker import EnvWorker
+from .environment import EnvironmentSpec, Observation
 
 
 @dataclass

@@ -10,8 +10,8 @@ import warnings
 
 import numpy as np
 
-from imagewam.evaluation.environment import EnvironmentSpec, Observation, StepResult
-from imagewam.evaluation.metaworld_tasks import TASK_INSTRUCTIONS
+from .environment import EnvironmentSpec, Observation, StepResult
+from .metaworld_tasks import TASK_INSTRUCTIONS
 
 if sys.platform == "linux":
     os.environ.setdefault("MUJOCO_GL", "egl")  # mujoco reads it once, at import; egl needs no display

@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from transformers import BatchFeature
 
-from imagewam.evaluation.environment import Observation
+from .environment import Observation
 
 
 class PolicyPredictor:
     """Observations in, action chunks in physical units out.
 
-    The initial noise of every chunk is drawn from (seed, episode seed, step), so an episode goes the same way
-    whichever episodes happen to share its batch.
+    The noise of every chunk is drawn from (seed, episode seed, step), so an episode goes the same way whichever
+    episodes happen to share its batch.
     """
 
     def __init__(self, policy: Any, processor: Any, num_inference_steps: int | None = None, seed: int = 0):
@@ -31,10 +31,11 @@ class PolicyPredictor:
     @torch.inference_mode()
     def predict(self, observations: Sequence[Observation], **options: Any) -> Any:
         """The policy's full output; `options` go to `predict_action`."""
-        inputs = self.inputs(observations)
-        steps = self.num_inference_steps
         return self.policy.predict_action(
-            **inputs, latents=self.noise(observations), num_inference_steps=steps, **options
+            **self.inputs(observations),
+            num_inference_steps=self.num_inference_steps,
+            generator=self.generators(observations),
+            **options,
         )
 
     def inputs(self, observations: Sequence[Observation]) -> BatchFeature:
@@ -47,11 +48,11 @@ class PolicyPredictor:
         )
         return inputs.to(self.policy.device)
 
-    def noise(self, observations: Sequence[Observation]) -> torch.Tensor:
-        """Initial action noise [B, horizon, action_dim]."""
-        config = self.policy.config
-        shape = (config.action_horizon, config.action_dim)
-        draws = [
-            np.random.default_rng((self.seed, seen.seed, seen.step)).standard_normal(shape) for seen in observations
-        ]
-        return torch.from_numpy(np.stack(draws)).to(self.policy.device, self.policy.dtype)
+    def generators(self, observations: Sequence[Observation]) -> list[torch.Generator]:
+        """One source of noise per observation."""
+        return [_generator(self.seed, seen.seed, seen.step) for seen in observations]
+
+
+def _generator(*numbers: int) -> torch.Generator:
+    (seed,) = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(seed))

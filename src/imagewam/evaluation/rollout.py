@@ -1,7 +1,6 @@
 """Closed loop: a policy sees, plans a chunk of actions, executes the first few of them, and sees again."""
 
 import json
-import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-from imagewam.evaluation.env_worker import EnvWorker
-from imagewam.evaluation.environment import Observation
-from imagewam.evaluation.intervals import SuccessRate
+from ..atomic import atomic_write_text
+from .env_worker import EnvWorker
+from .environment import Observation
+from .intervals import SuccessRate
 
 # Observations of any number of episodes -> one chunk of actions [horizon, action_dim] in physical units for each.
 Predict = Callable[[list[Observation]], Sequence[np.ndarray]]
@@ -52,6 +52,10 @@ class Rollouts:
     records: list[EpisodeRecord]
     traces: dict[Episode, Trace]
 
+    def trace(self, record: EpisodeRecord) -> Trace:
+        """The pictures of a recorded episode, if it was chosen to be traced."""
+        return self.traces[Episode(record.task, record.seed)]
+
     def success_rate(self, task: str | None = None) -> SuccessRate:
         """Of one task, or of all episodes together."""
         return SuccessRate.of(record.success for record in self.records if task in (None, record.task))
@@ -65,9 +69,7 @@ class Rollouts:
             "tasks": {task: self.success_rate(task).to_dict() for task in tasks},
             "episodes": [asdict(record) for record in self.records],
         }
-        temporary = Path(f"{path}.tmp")
-        temporary.write_text(json.dumps(results, indent=2) + "\n")
-        os.replace(temporary, path)
+        atomic_write_text(path, json.dumps(results, indent=2) + "\n")
 
 
 @dataclass

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from imagewam.processing.camera_layout import CameraLayout
+from ..processing.camera_layout import CameraLayout
 
 Attentions = Sequence[Sequence[torch.Tensor]]
 

@@ -1,0 +1,100 @@
+"""Training on a small dataset without decoder, VAE and text encoder in the loop: each runs once per frame or text."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import BatchFeature
+
+from ..data.lerobot_dataset import STATE_KEY, LeRobotDataset
+from ..modeling.modeling_imagewam import ImageWAMForActionPrediction
+from ..processing_imagewam import ImageWAMProcessor
+
+BATCH_SIZE = 32
+
+
+class DecodedDataset(LeRobotDataset):
+    """A LeRobot folder small enough to keep all its frames in memory; each episode is decoded once, in order."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._decoded: dict[tuple[str, int], list[np.ndarray]] = {}
+
+    def frames(self, camera: str, episode_index: int, frame_indices: Sequence[int]) -> list[np.ndarray]:
+        if (camera, episode_index) not in self._decoded:
+            everything = range(self.episode_lengths[episode_index])
+            self._decoded[camera, episode_index] = super().frames(camera, episode_index, everything)
+        return [self._decoded[camera, episode_index][index] for index in frame_indices]
+
+
+class PrecomputedCollator:
+    """Like `ImageWAMCollator`, with image latents and instruction embeddings in place of pictures and words.
+
+    Everything is encoded when the collator is made.
+
+    Args:
+        policy: its VAE and text encoder must not change afterwards.
+        datasets: all that samples will be drawn from; episode numbers must mean the same in each.
+    """
+
+    def __init__(
+        self,
+        policy: ImageWAMForActionPrediction,
+        processor: ImageWAMProcessor,
+        datasets: Sequence[LeRobotDataset],
+    ):
+        self.processor = processor
+        self.horizon = processor.contract.horizon
+        self._latents: dict[int, torch.Tensor] = {}  # episode -> [frames, N, C]
+        for dataset in datasets:
+            for episode in tqdm(dataset.episode_lengths, desc="encoding frames", unit="episode"):
+                self._latents[episode], self._grid = _encode_episode(policy, processor, dataset, episode)
+        texts = sorted({text for dataset in datasets for text in dataset.tasks.values()})
+        self._embeds, self._mask = _encode_texts(policy, processor, texts)
+        self._row = {text: row for row, text in enumerate(texts)}
+
+    def __call__(self, samples: Sequence[dict]) -> BatchFeature:
+        """Batch with image_latents, target_latents, image_grid, prompt_embeds, prompt_attention_mask, state, actions
+        and action_is_pad."""
+        batch = self.processor(
+            state=np.stack([sample["state"] for sample in samples]),
+            actions=np.stack([sample["actions"] for sample in samples]),
+            action_is_pad=np.stack([sample["action_is_pad"] for sample in samples]),
+            return_tensors="pt",
+        )
+        rows = [self._row[sample["instruction"]] for sample in samples]
+        batch["prompt_embeds"], batch["prompt_attention_mask"] = self._embeds[rows], self._mask[rows]
+        batch["image_latents"] = torch.stack([self._latent(sample, ahead=0) for sample in samples])
+        batch["target_latents"] = torch.stack([self._latent(sample, ahead=self.horizon) for sample in samples])
+        batch["image_grid"] = torch.tensor(self._grid)
+        return batch
+
+    def _latent(self, sample: dict, ahead: int) -> torch.Tensor:
+        episode = self._latents[sample["episode_index"]]
+        return episode[min(sample["frame_index"] + ahead, len(episode) - 1)]
+
+
+@torch.inference_mode()
+def _encode_episode(policy, processor, dataset, episode: int) -> tuple[torch.Tensor, tuple[int, int]]:
+    length = dataset.episode_lengths[episode]
+    cameras = [camera.name for camera in processor.contract.cameras]
+    frames = [dataset.frames(camera, episode, range(length)) for camera in cameras]
+    images = [dict(zip(cameras, views, strict=True)) for views in zip(*frames, strict=True)]
+    states = dataset.values(STATE_KEY, episode)
+    tokens = []
+    for start in range(0, length, BATCH_SIZE):
+        chosen = slice(start, start + BATCH_SIZE)
+        batch = processor(images=images[chosen], state=states[chosen], return_tensors="pt")
+        latents, grid = policy.backbone.encode_image(batch["pixel_values"].to(policy.device))
+        tokens.append(latents.cpu())
+    return torch.cat(tokens).clone(), grid
+
+
+@torch.inference_mode()
+def _encode_texts(policy, processor, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    states = np.zeros((len(texts), len(processor.contract.state.names)), dtype=np.float32)
+    batch = processor(instruction=texts, state=states, return_tensors="pt").to(policy.device)
+    embeds = policy.backbone.encode_instruction(batch["input_ids"], batch["attention_mask"])
+    return embeds.cpu().clone(), batch["attention_mask"].cpu()
