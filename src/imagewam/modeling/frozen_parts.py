@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..configuration_imagewam import ImageWAMConfig
+from .memory import align_weights
 
 
 class FrozenParts:
@@ -45,7 +46,7 @@ class FrozenParts:
                 )
             location = resolve_reference(reference, self.config)
             module = self.frozen_loaders[name].from_pretrained(**location, torch_dtype=self._parameter().dtype)
-            self.attach_frozen(name, module.to(self._parameter().device))
+            self.attach_frozen(name, align_weights(module).to(self._parameter().device))
         return self.frozen[name]
 
     def _parameter(self) -> nn.Parameter:

@@ -22,6 +22,7 @@ from . import flow_matching as flow
 from .action_expert import ActionExpert
 from .backbones import family_of_pipeline, get_family
 from .kv_cache import KVCache
+from .memory import align_weights
 from .prompt import append_state_token, trim_padding
 from .weight_copy import copy_editing_weights
 
@@ -528,6 +529,7 @@ class ImageWAMForActionPrediction(PreTrainedModel):
         for kind in ("missing_keys", "unexpected_keys"):
             if info[kind]:
                 raise ValueError(f"{path} does not fit its own config.json: {kind} {sorted(info[kind])}")
+        align_weights(policy)
         return (policy, info) if output_loading_info else policy
 
     def check_frozen_references(self) -> None:
