@@ -1,6 +1,5 @@
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -13,11 +12,10 @@ def test_help_lists_the_commands(capsys):
     assert all(f"\n  {name} " in text for name in COMMANDS)
 
 
-def test_help_imports_no_heavy_library():
-    code = "import sys; from imagewam.cli import main; main(['--help']); assert 'torch' not in sys.modules"
-    start = time.monotonic()
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
-    assert time.monotonic() - start < 2
+def test_help_imports_no_command():
+    code = "import sys; from imagewam.cli import main; main(['--help']); print('imagewam.commands' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert output.endswith("False\n")
 
 
 def test_unknown_command_is_an_error(capsys):

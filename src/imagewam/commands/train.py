@@ -1,7 +1,6 @@
 """`imagewam train`: from a LeRobot folder and an editing pipeline to a policy, compared with two baselines."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from transformers import set_seed
 
@@ -15,6 +14,7 @@ from ..training.checkpoints import last_complete_checkpoint
 from ..training.lora import add_adapters, merge_adapters
 from ..training.trainer import ImageWAMTrainer
 from .options import parse_options, show_table
+from .tiny import fitted_tiny_pipeline
 from .train_options import DataOptions, PolicyOptions, action_chunks, given_options
 
 
@@ -41,7 +41,7 @@ def build_trainer(data: DataOptions, options: PolicyOptions, args: ImageWAMTrain
     train, held_out = data.load()
     # Adapters are resumed on the policy that they were put on; a whole policy is resumed from its own checkpoint.
     checkpoint = options.checkpoint if options.lora_rank else args.resume_from_checkpoint or options.checkpoint
-    policy, processor = load_policy(data, options, checkpoint, train)
+    policy, processor = load_policy(data, options, checkpoint, train, args.seed)
     if options.lora_rank:
         policy = add_adapters(policy, options.lora_rank)
     contract = processor.contract
@@ -66,7 +66,7 @@ def save_policy(trainer: ImageWAMTrainer) -> None:
 
 
 def load_policy(
-    data: DataOptions, options: PolicyOptions, checkpoint: str | None, dataset: LeRobotDataset
+    data: DataOptions, options: PolicyOptions, checkpoint: str | None, dataset: LeRobotDataset, seed: int
 ) -> tuple[ImageWAMForActionPrediction, ImageWAMProcessor]:
     """Policy and processor of a checkpoint, or new ones on an editing pipeline with the dataset's contract."""
     if checkpoint:
@@ -78,8 +78,11 @@ def load_policy(
     if not options.pipeline:
         raise ValueError("nothing to start from: give --pipeline or --checkpoint")
     contract = data.contract(dataset)
+    pipeline = options.pipeline
+    if pipeline == "tiny":
+        pipeline = fitted_tiny_pipeline(dataset, contract, options.tiny_vae_steps, seed)
     policy = ImageWAMForActionPrediction.from_editing_pipeline(
-        _pipeline(options.pipeline, dataset),
+        pipeline,
         preset=options.preset,
         action_dim=dataset.action_dim,
         state_dim=dataset.state_dim,
@@ -109,11 +112,3 @@ def comparison(metrics: dict[str, float], baselines: dict[str, Baseline]) -> lis
     if "repeat_state" not in baselines:
         rows.append(["repeat state", "-", "states and actions are of different names"])
     return rows
-
-
-def _pipeline(name: str, dataset: LeRobotDataset) -> Any:
-    if name != "tiny":
-        return name
-    from ..demo.tiny_pipeline import build_tiny_pipeline
-
-    return build_tiny_pipeline(texts=dataset.tasks.values())

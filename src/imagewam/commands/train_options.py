@@ -105,6 +105,7 @@ class PolicyOptions:
     _argument_group_name = "policy"
 
     pipeline: str | None = option("Editing pipeline to build on: repo or folder in diffusers' layout, or `tiny`.")
+    tiny_vae_steps: int = option("Steps of fitting the tiny pipeline's VAE to the training frames.", 400)
     checkpoint: str | None = option("Policy to go on from, instead of a pipeline: repo or folder.")
     lora_rank: int | None = option("Train low-rank adapters of this rank on the editing transformer, not all of it.")
     preset: Literal["paper", "published"] = option("Settings to start from: paper or published.", "paper")

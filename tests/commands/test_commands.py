@@ -1,0 +1,167 @@
+"""The commands end to end, on a tiny dataset and the tiny pipeline."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagewam.cli import main
+from imagewam.data.action_chunks import ActionChunkDataset
+from imagewam.data.lerobot_dataset import LeRobotDataset
+from imagewam.data.writer import LeRobotWriter
+
+JOINTS = ["shoulder", "elbow"]
+LENGTH = 8
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Three episodes of two joints that move steadily; one camera."""
+    root = tmp_path_factory.mktemp("data") / "steady"
+    vector = {"dtype": "float32", "shape": [2], "names": JOINTS}
+    features = {
+        "observation.state": vector,
+        "action": vector,
+        "observation.images.front": {"dtype": "video", "shape": [16, 16, 3], "names": ["height", "width", "channels"]},
+    }
+    generator = np.random.default_rng(0)
+    with LeRobotWriter(root, fps=10, features=features) as writer:
+        for _ in range(3):
+            states = np.cumsum(generator.uniform(0.1, 0.2, (LENGTH, 2)), axis=0).astype(np.float32)
+            images = generator.integers(0, 256, (LENGTH, 16, 16, 3), dtype=np.uint8)
+            frames = {"observation.state": states, "action": states + 0.1, "observation.images.front": images}
+            writer.add_episode(frames, task="move on")
+    return root
+
+
+@pytest.fixture(scope="module")
+def recipe(dataset, tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+    path.write_text(
+        f"""
+        dataset: {dataset}
+        eval_episodes: "2"
+        camera_sizes: [16x16]
+        horizon: 4
+        relative_actions: [all]
+        pipeline: tiny
+        tiny_vae_steps: 2
+        action_hidden_size: 16
+        num_inference_steps: 2
+        save_frozen: true
+        max_steps: 2
+        per_device_train_batch_size: 2
+        use_cpu: true
+        disable_tqdm: true
+        """
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def policy(recipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "policy"
+    main(["train", str(recipe), "--output_dir", str(folder), "--save_steps", "1"])
+    return folder
+
+
+def test_train_compares_the_policy_with_both_baselines(policy, dataset):
+    metrics = json.loads((policy / "eval_results.json").read_text())
+    mean = np.concatenate([LeRobotDataset(dataset, [i]).values("action", i) for i in (0, 1)]).mean(axis=0)
+    chunks = list(ActionChunkDataset(LeRobotDataset(dataset, [2]), 4, ["front"], with_images=False))
+    valid = [(chunk["state"], chunk["actions"][~chunk["action_is_pad"]]) for chunk in chunks]
+    from_mean = np.abs(np.concatenate([actions - mean for _, actions in valid])).mean()
+    from_state = np.abs(np.concatenate([actions - state for state, actions in valid])).mean()
+    assert metrics["eval_mean_action_mae"] == pytest.approx(from_mean, rel=1e-5)
+    assert metrics["eval_repeat_state_mae"] == pytest.approx(from_state, rel=1e-5)
+    assert metrics["eval_action_mae"] > 0
+
+
+def test_training_goes_on_from_its_last_checkpoint(policy, recipe, capsys):
+    main(["train", str(recipe), "--output_dir", str(policy), "--resume_from_checkpoint", "last", "--precompute"])
+    output = capsys.readouterr().out
+    assert "repeat state" in output and "mean action" in output
+
+
+def test_a_checkpoint_settles_the_contract(policy, recipe, tmp_path):
+    with pytest.raises(SystemExit, match="horizon.*already settled by the checkpoint"):
+        main(["train", str(recipe), "--output_dir", str(tmp_path / "new"), "--checkpoint", str(policy)])
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--train_episodes", "0:3"], r"episodes \[2\] are both trained on and held out"),
+        (["--cameras", "wrist"], "has no camera 'wrist'; it has"),
+        (["--camera_sizes", "16"], "camera size '16' is not HEIGHTxWIDTH"),
+        (["--relative_actions", "gripper"], r"relative actions \['gripper'\]"),
+        (["--save_frozen", "false"], "not loaded from a hub repo"),
+        (["--resume_from_checkpoint", "last"], "no complete checkpoint"),
+    ],
+)
+def test_wrong_options_are_one_clear_line(recipe, tmp_path, words, message):
+    with pytest.raises(SystemExit, match=message):
+        main(["train", str(recipe), "--output_dir", str(tmp_path / "run"), *words])
+    assert not (tmp_path / "run").exists()
+
+
+def test_predict_from_a_dataset_frame(policy, dataset, tmp_path):
+    files = ["--output", str(tmp_path / "actions.json"), "--edited_frame", str(tmp_path / "frame.png")]
+    words = ["--checkpoint", str(policy), "--dataset", str(dataset), "--episode", "2", "--frame", "5"]
+    main(["predict", *words, *files])
+    result = json.loads((tmp_path / "actions.json").read_text())
+    assert result["names"] == JOINTS
+    assert np.shape(result["actions"]) == np.shape(result["recorded"]) == (4, 2)
+    # three steps are left after frame 5 of 8
+    error = np.abs(np.subtract(result["actions"], result["recorded"]))[:3].mean()
+    assert result["mean_absolute_error"] == pytest.approx(error, rel=1e-5)
+    assert Image.open(tmp_path / "frame.png").size == (16, 16)
+
+
+def test_predict_from_images(policy, tmp_path):
+    Image.new("RGB", (16, 16)).save(tmp_path / "front.png")
+    words = ["--images", f"front={tmp_path / 'front.png'}", "--instruction", "move on", "--state", "0.5", "-0.5"]
+    for name in ("one.npz", "two.npz"):
+        main(["predict", "--checkpoint", str(policy), *words, "--output", str(tmp_path / name)])
+    one, two = (np.load(tmp_path / name)["actions"] for name in ("one.npz", "two.npz"))
+    assert one.shape == (4, 2)
+    np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--instruction", "move on"], "without --dataset, --images, --state must be given"),
+        (["--images", "front.png", "--instruction", "x", "--state", "0"], "front.png: expected camera=FILE"),
+    ],
+)
+def test_predict_says_what_is_missing(policy, words, message):
+    with pytest.raises(SystemExit, match=message):
+        main(["predict", "--checkpoint", str(policy), *words])
+
+
+def test_predict_refuses_a_frame_that_is_not_there(policy, dataset):
+    words = ["--checkpoint", str(policy), "--dataset", str(dataset), "--frame", "8"]
+    with pytest.raises(SystemExit, match="episode 0 has 8 frames, there is no frame 8"):
+        main(["predict", *words])
+
+
+def test_info_of_a_policy(policy, capsys):
+    main(["info", str(policy)])
+    output = capsys.readouterr().out
+    for text in ("flux2-klein", "16 x 16", "2: shoulder, elbow", "4 actions at 10 per second", "parameters in all"):
+        assert text in output
+
+
+def test_info_of_a_dataset(dataset, capsys):
+    main(["info", str(dataset)])
+    output = capsys.readouterr().out
+    for text in ("LeRobot v3.0", "3, 8 to 8 frames, 24 in all", "camera front", "move on"):
+        assert text in output
+
+
+def test_info_of_nothing_is_an_error(tmp_path):
+    with pytest.raises(SystemExit, match="imagewam info: "):
+        main(["info", str(tmp_path)])
