@@ -66,6 +66,25 @@ def policy(recipe, tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("train", "--relative_actions"),
+        ("train", "--lr_scheduler_type"),
+        ("predict", "--edited_frame"),
+        ("info", "--path"),
+        ("demo", "--episodes_per_task"),
+    ],
+)
+def test_help(command, option, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    output = capsys.readouterr().out
+    assert output.startswith(f"usage: imagewam {command} [config.yaml] [options]")
+    assert option in output
+
+
 def test_train_compares_the_policy_with_both_baselines(policy, dataset):
     metrics = json.loads((policy / "eval_results.json").read_text())
     mean = np.concatenate([LeRobotDataset(dataset, [i]).values("action", i) for i in (0, 1)]).mean(axis=0)

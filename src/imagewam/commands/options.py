@@ -22,7 +22,8 @@ def parse_options(
         ValueError: the YAML file has keys that are no options.
         SystemExit: as argparse does, after `--help` or for a wrong option.
     """
-    parser = HfArgumentParser(dataclass_types, prog=f"imagewam {command}", description=description)
+    usage = f"imagewam {command} [config.yaml] [options]"
+    parser = HfArgumentParser(dataclass_types, prog=f"imagewam {command}", usage=usage, description=description)
     parser.add_argument("config", nargs="?", metavar="config.yaml", help="YAML file with any of the options below")
     config, argv = _split_config(list(argv))
     options = _yaml_options(config, {action.dest for action in parser._actions} - {"help", "config"}) if config else []

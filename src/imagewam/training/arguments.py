@@ -15,6 +15,8 @@ class ImageWAMTrainingArguments(TrainingArguments):
     Precision is left to the user (`bf16=True` on a GPU that has it).
     """
 
+    _argument_group_name = "training"  # heading of these options in a command's help
+
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of AdamW."})
     weight_decay: float = field(default=1e-2, metadata={"help": "Weight decay of AdamW."})
     adam_beta2: float = field(default=0.95, metadata={"help": "Second-moment decay of AdamW."})
@@ -24,7 +26,7 @@ class ImageWAMTrainingArguments(TrainingArguments):
     )
     lr_scheduler_type: str = field(
         default="cosine_with_min_lr",
-        metadata={"help": "Schedule after the warm-up; the default ends at 1 % of the learning rate."},
+        metadata={"help": "Schedule after the warm-up; the default ends at 1 %% of the learning rate."},
     )
     logging_steps: float = field(default=10, metadata={"help": "Losses are logged as means over this many steps."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN and infinite losses in the logs."})
