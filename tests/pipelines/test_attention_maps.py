@@ -54,3 +54,10 @@ def test_the_overlay_is_brightest_where_the_heat_is():
     row, column = np.unravel_index(picture[..., 0].argmax(), (64, 64))
     assert row >= 48 and column < 16
     assert overlay(image, heat, top=5.0).max() < picture.max(), "a common scale dims weaker maps"
+
+
+def test_what_lies_below_the_floor_leaves_no_colour():
+    image = np.full((64, 64, 3), 90, dtype=np.uint8)
+    heat = np.full((4, 4), 0.1, dtype=np.float32)
+    assert np.ptp(overlay(image, heat, top=1.0, floor=0.1)) == 0
+    assert np.ptp(overlay(image, heat, top=1.0, floor=0.0), axis=2).max() > 0

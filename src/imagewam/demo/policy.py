@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+import torch
 from transformers import set_seed
 
 from ..data.action_chunks import ActionChunkDataset
@@ -18,6 +20,7 @@ from ..training.trainer import ImageWAMTrainer
 from .precomputed import DecodedDataset, PrecomputedCollator
 from .settings import DemoSettings
 from .tiny_pipeline import build_tiny_pipeline
+from .tiny_vae import fit_vae
 
 
 def train_policy(dataset_folder: Path, output_dir: Path, settings: DemoSettings) -> ImageWAMTrainer:
@@ -28,7 +31,8 @@ def train_policy(dataset_folder: Path, output_dir: Path, settings: DemoSettings)
     contract = metaworld_contract(train, settings.horizon)
     policy = new_policy(train, settings)
     statistics = compute_statistics(train, settings.horizon)
-    processor = ImageWAMProcessor.for_policy(policy, contract=contract, statistics=statistics)
+    # The usual template's words would be most of the context of a policy this small.
+    processor = ImageWAMProcessor.for_policy(policy, contract, statistics, instruction_template="{instruction}")
     trainer = ImageWAMTrainer(
         model=policy,
         args=training_arguments(output_dir, settings),
@@ -60,6 +64,7 @@ def metaworld_contract(dataset: LeRobotDataset, horizon: int) -> PolicyContract:
 def new_policy(dataset: LeRobotDataset, settings: DemoSettings) -> ImageWAMForActionPrediction:
     """An untrained policy of about two million parameters on a pipeline whose VAE knows the recorded frames."""
     pipeline = build_tiny_pipeline(dataset.tasks.values(), seed=settings.seed)
+    fit_vae(pipeline.vae, torch.from_numpy(camera_frames(dataset)), steps=settings.vae_steps, seed=settings.seed)
     return ImageWAMForActionPrediction.from_editing_pipeline(
         pipeline,
         action_dim=dataset.action_dim,
@@ -67,6 +72,17 @@ def new_policy(dataset: LeRobotDataset, settings: DemoSettings) -> ImageWAMForAc
         action_horizon=settings.horizon,
         action_hidden_size=128,
         num_inference_steps=settings.num_inference_steps,
+    )
+
+
+def camera_frames(dataset: LeRobotDataset) -> np.ndarray:
+    """All frames of all cameras, uint8 [N, H, W, 3]; a VAE fitted to single cameras also codes them side by side."""
+    return np.concatenate(
+        [
+            dataset.frames(camera, episode, range(length))
+            for episode, length in dataset.episode_lengths.items()
+            for camera in dataset.camera_names
+        ]
     )
 
 

@@ -55,14 +55,15 @@ def write_report(
     """Draw everything into `folder`; report.md comes last, so a report that has it is complete."""
     folder.mkdir(parents=True, exist_ok=True)
     shown = shown_episodes(rollouts)
+    names = [camera.name for camera in predictor.processor.layout.cameras]
     views = [attention_views(predictor, rollouts.trace(record).observations) for record in shown]
     middles = [_middle_of_episode(held_out, task) for task in range(len(settings.tasks))]
     futures = imagined_futures(predictor, held_out, middles)
-    strips = [_strip(rollouts, record, pictures, camera=0) for record, pictures in zip(shown, views, strict=True)]
+    strips = [_strip(rollouts, record, pictures, 0, names[0]) for record, pictures in zip(shown, views, strict=True)]
     sheet = [
-        _strip(rollouts, record, pictures, camera)
+        _strip(rollouts, record, pictures, camera, name)
         for record, pictures in zip(shown, views, strict=True)
-        for camera in range(len(pictures[0]))
+        for camera, name in enumerate(names)
     ]
     save_picture(folder / "losses.png", (9, 3.2), draw_losses, history)
     save_picture(folder / "attention.png", (11, 2.1 * len(sheet)), draw_image_rows, sheet)
@@ -80,11 +81,11 @@ def machine() -> str:
     return f"{platform.system()} {platform.machine()}, {device}, {versions}"
 
 
-def _strip(rollouts: Rollouts, record: EpisodeRecord, pictures: Sequence, camera: int) -> ImageRow:
+def _strip(rollouts: Rollouts, record: EpisodeRecord, pictures: Sequence, camera: int, name: str) -> ImageRow:
     """The first plans of an episode, seen by one camera."""
     seen = rollouts.trace(record).observations[:STRIP_LENGTH]
     ending = f"solved after {record.steps} actions" if record.success else f"not solved in {record.steps} actions"
-    title = f"“{record.instruction}” · start position {record.seed} · {ending} · where the actions look"
+    title = f"“{record.instruction}” · start position {record.seed} · {ending} · where the actions look in {name}"
     return ImageRow(title, [views[camera] for views in pictures[:STRIP_LENGTH]], [f"action {s.step}" for s in seen])
 
 

@@ -30,6 +30,7 @@ class DemoSettings:
     held_out_per_task: int = setting(2, "Further expert episodes for validation, per task.")
     image_size: int = setting(64, "Pixels of each camera image, square.")
     horizon: int = setting(16, "Actions per chunk, and steps to the imagined frame.")
+    vae_steps: int = setting(300, "Steps in which the VAE learns to code the recorded frames.")
     train_steps: int = setting(1500, "Training steps of the policy.")
     batch_size: int = setting(16, "Samples per training step.")
     learning_rate: float = setting(1e-3, "Peak learning rate.")

@@ -64,20 +64,22 @@ def attention_maps(
     return [{name: grid[rows] for name, rows in regions.items()} for grid in tokens.reshape(-1, *image_grid)]
 
 
-def overlay(image: np.ndarray, heat: np.ndarray, top: float | None = None) -> np.ndarray:
+def overlay(image: np.ndarray, heat: np.ndarray, top: float | None = None, floor: float = 0.0) -> np.ndarray:
     """Lay a heat map of any size over an image.
 
     Args:
         image: uint8 [H, W, 3].
         heat: float [h, w], not negative.
         top: the value shown brightest; default the map's own maximum. Give all maps of a series the same one.
+        floor: values up to here leave the image alone; the mean shows only what draws more attention than most.
 
     Returns:
         uint8 [H, W, 3].
     """
     height, width = image.shape[:2]
     fine = Image.fromarray(np.asarray(heat, dtype=np.float32)).resize((width, height), Image.Resampling.BICUBIC)
-    level = np.clip(np.asarray(fine) / max(top or heat.max(), 1e-12), 0, 1)[..., None]
+    reach = (heat.max() if top is None else top) - floor
+    level = np.clip((np.asarray(fine) - floor) / max(reach, 1e-12), 0, 1)[..., None]
     colour = np.concatenate([np.interp(level, RAMP_STOPS, channel) for channel in zip(*RAMP, strict=True)], axis=-1)
     grey = image.mean(axis=-1, keepdims=True)
     opacity = 0.8 * level
