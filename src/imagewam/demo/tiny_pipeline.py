@@ -15,6 +15,8 @@ from diffusers import (
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import Qwen2TokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from ..processing.prompt import INSTRUCTION_TEMPLATE
+
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
@@ -33,14 +35,14 @@ def build_tiny_pipeline(
     num_layers: int = 2,
     num_single_layers: int = 3,
     text_width: int = 32,
-    vae_channels: tuple[int, ...] = (16, 32, 32),
+    vae_channels: tuple[int, ...] = (8, 16, 32),
     latent_channels: int = 8,
     seed: int = 0,
 ) -> Flux2KleinPipeline:
     """FLUX.2 [klein] in small, with random weights drawn from `seed`.
 
     Args:
-        texts: what the tokenizer's vocabulary is learnt from; every byte is covered besides.
+        texts: instructions that the tokenizer's vocabulary is learnt from; every byte is covered besides.
         heads, head_dim, num_layers, num_single_layers: the transformer, `heads * head_dim` wide.
         text_width: of the text encoder; instruction embeddings are three times as wide.
         vae_channels: one entry per resolution; n entries make a VAE of stride 2^(n-1), tokens of stride 2^n.
@@ -93,13 +95,14 @@ def build_tiny_pipeline(
 
 
 def build_tiny_tokenizer(texts: Iterable[str]) -> Qwen2TokenizerFast:
-    """Byte-level BPE of at most 512 tokens, with Qwen3's chat format."""
+    """Byte-level BPE of at most 512 tokens, with Qwen3's chat format; common words are one token each."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=512, special_tokens=_SPECIAL_TOKENS, initial_alphabet=alphabet)
-    tokenizer.train_from_iterator(texts, trainer)
+    prompts = [f"user\nassistant\n\n{INSTRUCTION_TEMPLATE.format(instruction=text)}" for text in texts]
+    tokenizer.train_from_iterator(prompts, trainer)
     wrapped = Qwen2TokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token=None
     )

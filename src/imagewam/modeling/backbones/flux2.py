@@ -44,9 +44,9 @@ class Flux2KleinBackbone(EditingBackbone):
     text_layers = (9, 18, 27)
     guidance_embeds = False
     lora_targets = (
-        r"backbone\.transformer\.(single_)?transformer_blocks\.\d+\."
-        r"(attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out|to_qkv_mlp_proj|to_out)"
-        r"|ff\.linear_in|ff\.linear_out|ff_context\.linear_in|ff_context\.linear_out)"
+        r"backbone\.transformer\.(transformer_blocks\.\d+\.(attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj"
+        r"|add_v_proj|to_add_out)|(ff|ff_context)\.(linear_in|linear_out))"
+        r"|single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out))"
     )
 
     def build_transformer(self) -> Flux2Transformer2DModel:
