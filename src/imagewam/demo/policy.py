@@ -101,5 +101,6 @@ def training_arguments(output_dir: Path, settings: DemoSettings) -> ImageWAMTrai
         save_total_limit=1,
         save_frozen=True,
         report_to="none",
+        dataloader_pin_memory=torch.cuda.is_available(),
         seed=settings.seed,
     )

@@ -74,12 +74,11 @@ class DemoSettings:
         """Note the settings in the output folder; ValueError if another demo was begun there."""
         path = self.folder / SETTINGS_FILE
         ours = self.to_dict()
-        if path.exists():
-            theirs = json.loads(path.read_text())
-            names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
-            if names:
-                differences = "; ".join(f"{name}: there {theirs.get(name)}, now {ours.get(name)}" for name in names)
-                raise ValueError(
-                    f"{self.folder} holds a demo with other settings ({differences}): choose another folder"
-                )
-        atomic_write_text(path, json.dumps(ours, indent=2) + "\n")
+        if not path.exists():
+            atomic_write_text(path, json.dumps(ours, indent=2) + "\n")
+            return
+        theirs = json.loads(path.read_text())
+        names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+        if names:
+            differences = "; ".join(f"{name}: there {theirs.get(name)}, now {ours.get(name)}" for name in names)
+            raise ValueError(f"{self.folder} holds a demo with other settings ({differences}): choose another folder")
