@@ -24,7 +24,7 @@ def fit_vae(
     Args:
         images: uint8 `[N, H, W, 3]` canvases, H and W multiples of the VAE's token size.
         steps: optimiser steps; the learning rate falls to zero along a cosine.
-        crop: side of the random squares that it trains on: it is convolutional, so whole pictures would only cost more.
+        crop: side of the random squares that it trains on: it is convolutional, so whole pictures only cost more.
 
     Returns:
         root mean squared error of the reconstruction over the last tenth of the steps, in grey levels of 255.

@@ -4,12 +4,14 @@ They follow `.to()` but appear in no state dict, optimiser or data-parallel wrap
 subfolder and revision; a `repo` of None means that they lie in the checkpoint's own folder.
 """
 
+import json
 import os
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
+from ..atomic import atomic_write_text
 from ..configuration_imagewam import ImageWAMConfig
 from .memory import align_weights
 
@@ -75,6 +77,16 @@ def resolve_reference(reference: dict, config: ImageWAMConfig) -> dict:
         raise ValueError(f"frozen part {reference} lies in the checkpoint folder, but no checkpoint was loaded")
     revision = None if os.path.isdir(checkpoint) else getattr(config, "_commit_hash", None)
     return {"pretrained_model_name_or_path": checkpoint, "subfolder": reference["subfolder"], "revision": revision}
+
+
+def save_frozen_part(module: nn.Module, folder: str) -> None:
+    """`module.save_pretrained(folder)`, without the local path that diffusers notes in the config."""
+    module.save_pretrained(folder)
+    path = os.path.join(folder, "config.json")
+    with open(path, encoding="utf-8") as file:
+        config = json.load(file)
+    if config.pop("_name_or_path", None):
+        atomic_write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def reference_to(module_path: str | None, subfolder: str, pipeline_source: str | None, revision: str | None) -> dict:

@@ -109,6 +109,13 @@ class KVTap:
             raise ValueError(f"{type(transformer).__name__} has no attention layer with a processor to tap")
         self._processors = _tap_processors(self._layers)
 
+    def __getstate__(self) -> dict:
+        """For `copy.deepcopy`: the copy taps the copied transformer, under a lock of its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state, _lock=threading.RLock())
+
     @property
     def layer_names(self) -> tuple[str, ...]:
         return tuple(self._layers)

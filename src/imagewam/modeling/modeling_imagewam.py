@@ -21,6 +21,7 @@ from ..configuration_imagewam import ImageWAMConfig
 from . import flow_matching as flow
 from .action_expert import ActionExpert
 from .backbones import family_of_pipeline, get_family
+from .frozen_parts import save_frozen_part
 from .kv_cache import KVCache
 from .memory import align_weights
 from .prompt import append_state_token, trim_padding
@@ -502,6 +503,8 @@ class ImageWAMForActionPrediction(PreTrainedModel):
         if isinstance(pipeline, (str, os.PathLike)):
             source = str(pipeline)
             pipeline = DiffusionPipeline.from_pretrained(source, revision=revision, torch_dtype=dtype)
+            for module in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
+                align_weights(module)
         family = family_of_pipeline(pipeline)
         backbone = {**family.backbone_config(pipeline), **(backbone_options or {})}
         policy = cls(ImageWAMConfig.from_preset(preset, backbone=backbone, **config_kwargs), pipeline.transformer)
@@ -574,7 +577,6 @@ class ImageWAMForActionPrediction(PreTrainedModel):
     def _save_frozen(self, folder: str) -> dict[str, dict]:
         references = dict(self.config.frozen_parts)
         for name in self.backbone.frozen_loaders:
-            subfolder = f"frozen/{name}"
-            self.backbone.frozen_part(name).save_pretrained(os.path.join(folder, subfolder))
-            references[name] = {"repo": None, "subfolder": subfolder, "revision": None}
+            save_frozen_part(self.backbone.frozen_part(name), os.path.join(folder, "frozen", name))
+            references[name] = {"repo": None, "subfolder": f"frozen/{name}", "revision": None}
         return references

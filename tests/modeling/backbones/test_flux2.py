@@ -29,7 +29,9 @@ def image() -> Image.Image:
 
 @pytest.fixture(scope="module")
 def policy(pipeline) -> ImageWAMForActionPrediction:
-    return ImageWAMForActionPrediction.from_editing_pipeline(pipeline, action_dim=4, state_dim=0, action_hidden_size=32)
+    return ImageWAMForActionPrediction.from_editing_pipeline(
+        pipeline, action_dim=4, state_dim=0, action_hidden_size=32
+    )
 
 
 def record_calls(pipeline, image, steps=2) -> list[dict]:
@@ -77,7 +79,9 @@ def test_hands_over_what_the_klein_pipeline_hands_over(pipeline, policy, image):
         target = backbone.target_call(noisy, grid, time).kwargs
 
         # The pipeline's image stream is [target, reference]; ours are two calls.
-        torch.testing.assert_close(recorded["hidden_states"][:, num_target:], context["hidden_states"], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            recorded["hidden_states"][:, num_target:], context["hidden_states"], atol=1e-5, rtol=0
+        )
         assert torch.equal(recorded["img_ids"][0, :num_target], target["img_ids"])
         assert torch.equal(recorded["img_ids"][0, num_target:], context["img_ids"])
         # It pads the instruction to 512 tokens; ours is the part in front of the padding.

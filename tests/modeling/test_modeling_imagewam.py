@@ -1,0 +1,341 @@
+import copy
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from imagewam import ImageWAMConfig, ImageWAMForActionPrediction
+
+MODES = ["prefix", "denoise"]
+NOISE = {
+    "latents": torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(4)),
+    "image_noise": torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(5)),
+}
+TIMES = {"action_time": torch.tensor([0.3, 0.9]), "image_time": torch.tensor([0.6, 0.1])}
+TRAINING_NOISE = {"action_noise": NOISE["latents"], "image_noise": NOISE["image_noise"]}
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def sample(inputs, index):
+    """One sample of a batch, its instruction without padding."""
+    single = {name: value[index : index + 1] for name, value in inputs.items()}
+    length = int(single["attention_mask"].sum())
+    return {**single, **{name: single[name][:, :length] for name in ("input_ids", "attention_mask")}}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_batch_of_ragged_instructions_is_as_one_by_one(make_policy, observation, mode):
+    policy = make_policy(edit_mode=mode)
+    together = policy.predict_action(**observation, **NOISE).actions
+    for index in range(2):
+        noise = {name: value[index : index + 1] for name, value in NOISE.items()}
+        alone = policy.predict_action(**sample(observation, index), **noise).actions
+        torch.testing.assert_close(together[index : index + 1], alone, atol=1e-5, rtol=0)
+
+
+def test_losses_of_a_ragged_batch_are_the_mean_of_one_by_one(make_policy, batch):
+    policy = make_policy()
+    arguments = {**TRAINING_NOISE, **TIMES}
+    together = policy(**batch, **arguments)
+    alone = [
+        policy(**sample(batch, i), **{name: value[i : i + 1] for name, value in arguments.items()}) for i in range(2)
+    ]
+    for name in ("loss", "action_loss", "image_loss"):
+        torch.testing.assert_close(together[name], (alone[0][name] + alone[1][name]) / 2, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_padding_to_512_tokens_changes_nothing(make_policy, observation, mode):
+    policy = make_policy(edit_mode=mode)
+    expected = policy.predict_action(**observation, **NOISE).actions
+    mask = observation["attention_mask"]
+    embeds = policy.backbone.encode_instruction(observation["input_ids"], mask).detach()
+    pads = 512 - mask.shape[1]
+    padded = torch.cat([embeds, torch.full((2, pads, embeds.shape[-1]), 7.0)], dim=1)
+    inputs = {name: observation[name] for name in ("pixel_values", "state")}
+    right = {"prompt_embeds": padded, "prompt_attention_mask": torch.nn.functional.pad(mask, (0, pads))}
+    left = {"prompt_embeds": padded.flip(1), "prompt_attention_mask": right["prompt_attention_mask"].flip(1)}
+    left["prompt_embeds"] = left["prompt_embeds"].clone()
+    for row in range(2):  # left padding, words in their order
+        length = int(mask[row].sum())
+        left["prompt_embeds"][row, -length:] = embeds[row, :length]
+        left["prompt_attention_mask"][row] = torch.arange(512) >= 512 - length
+    for padding in (right, left):
+        found = policy.predict_action(**inputs, **padding, **NOISE).actions
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_every_input_can_be_passed_in_precomputed(make_policy, batch):
+    policy = make_policy()
+    with torch.no_grad():
+        expected = policy(**batch, **TRAINING_NOISE, **TIMES)
+        latents, grid = policy.backbone.encode_image(batch["pixel_values"])
+        target, _ = policy.backbone.encode_image(batch["target_pixel_values"])
+        found = policy(
+            prompt_embeds=policy.backbone.encode_instruction(batch["input_ids"], batch["attention_mask"]),
+            prompt_attention_mask=batch["attention_mask"],
+            image_latents=latents,
+            image_grid=torch.tensor(grid),
+            target_latents=target,
+            **{name: batch[name] for name in ("state", "actions", "action_is_pad")},
+            **TRAINING_NOISE,
+            **TIMES,
+        )
+    for name in ("loss", "action_velocity", "image_velocity"):
+        assert torch.equal(found[name], expected[name])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_seeds_reproduce(make_policy, observation, mode):
+    policy = make_policy(edit_mode=mode)
+    first, again, other = (policy.predict_action(**observation, generator=seeded(s)).actions for s in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.allclose(first, other, atol=1e-2)
+    per_sample = policy.predict_action(**observation, generator=[seeded(7), seeded(8)]).actions
+    second = {name: value[1:] for name, value in observation.items()}
+    torch.testing.assert_close(
+        policy.predict_action(**second, generator=[seeded(8)]).actions, per_sample[1:], atol=1e-5, rtol=0
+    )
+
+
+def test_training_draws_are_reproduced_by_the_global_seed(make_policy, batch):
+    policy = make_policy()
+    losses = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        losses.append(policy(**batch).loss.item())
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_actions_see_the_target_in_denoise_mode_only(make_policy, observation):
+    other_noise = {**NOISE, "image_noise": NOISE["image_noise"].flip(1)}
+    for mode, sees in (("prefix", False), ("denoise", True)):
+        policy = make_policy(edit_mode=mode)
+        output = policy.predict_action(**observation, **NOISE, output_attentions=True)
+        other = policy.predict_action(**observation, **other_noise)
+        assert torch.equal(output.actions, other.actions) is not sees
+        assert ("target" in output.context_spans) is sees
+        assert output.attentions[0][0].shape[-1] == max(span.stop for span in output.context_spans.values())
+
+
+def test_attentions_come_per_step_and_layer_and_cover_the_context(make_policy, observation):
+    policy = make_policy()
+    output = policy.predict_action(**observation, **NOISE, num_inference_steps=3, output_attentions=True)
+    text = observation["input_ids"].shape[1] + 1  # and the state
+    assert output.context_spans == {
+        "text": slice(0, text),
+        "image": slice(text, text + 8),
+        "target": slice(text + 8, text + 16),
+    }
+    assert output.image_grid == (2, 4)
+    assert len(output.attentions) == 3 and all(len(step) == 3 for step in output.attentions)
+    weights = output.attentions[0][0]
+    assert weights.shape == (2, 2, 6, text + 16)
+    assert (weights[0, ..., text - 1] == 0).all()  # padding behind the shorter instruction
+    assert policy.predict_action(**observation, **NOISE).attentions is None
+
+
+def test_a_context_can_be_reused(make_policy, observation):
+    policy = make_policy()
+    expected = policy.predict_action(**observation, **NOISE).actions
+    context = policy.encode_context(**observation)
+    assert torch.equal(policy.predict_action(context=context, **NOISE).actions, expected)
+    edited = policy.encode_edit(context, image_noise=NOISE["image_noise"])
+    assert torch.equal(policy.predict_action(context=edited, latents=NOISE["latents"]).actions, expected)
+
+
+def test_the_edit_time_below_one_takes_a_step_first(make_policy, observation):
+    policy = make_policy(edit_timestep=0.4)
+    context = policy.encode_context(**observation)
+    one, time = torch.ones(2), torch.full((2,), 0.4)
+    with torch.no_grad():
+        velocity, _ = policy.backbone.predict_velocity(NOISE["image_noise"], one, context)
+        half = NOISE["image_noise"] - 0.6 * velocity
+        _, target = policy.backbone.predict_velocity(half, time, context, capture=True)
+    found = policy.encode_edit(context, image_noise=NOISE["image_noise"])
+    expected = context.cat(target)
+    torch.testing.assert_close(found.layers[-1].key, expected.layers[-1].key, atol=1e-5, rtol=0)
+
+
+def test_the_context_time_is_the_configs(make_policy, observation, batch):
+    contexts = {}
+    for name, kwargs in {
+        "paper": {},
+        "published": {"edit_mode": "prefix"},
+        "clean": {"context_timestep": 0},
+        "half": {"context_timestep": 0.5},
+    }.items():
+        policy = make_policy(**kwargs)
+        contexts[name] = policy.encode_context(**observation).layers[-1].key
+        losses = [
+            policy(**batch, **TRAINING_NOISE, action_time=TIMES["action_time"], image_time=t).action_loss
+            for t in (torch.tensor([0.2, 0.2]), torch.tensor([0.8, 0.8]))
+        ]
+        # In prefix mode the image time reaches the actions through the context alone.
+        if name == "published":
+            assert not torch.equal(*losses)
+    times = {"paper": 1.0, "published": 0.0, "clean": 0.0, "half": 0.5}
+    for name, time in times.items():
+        expected = make_policy().encode_context(**observation, timestep=torch.full((2,), time)).layers[-1].key
+        assert torch.equal(contexts[name], expected), name
+    policy = make_policy(edit_mode="prefix", context_timestep=0)
+    losses = [
+        policy(**batch, **TRAINING_NOISE, action_time=TIMES["action_time"], image_time=torch.full((2,), t)).action_loss
+        for t in (0.2, 0.8)
+    ]
+    assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_training_reaches_every_weight_and_no_frozen_part(make_policy, batch, mode):
+    policy = make_policy(edit_mode=mode)
+    output = policy(**batch)
+    assert output.loss.item() == pytest.approx(output.action_loss.item() + output.image_loss.item(), rel=1e-6)
+    output.loss.backward()
+    assert not [name for name, p in policy.named_parameters() if p.grad is None]
+    for module in policy.backbone.frozen.values():
+        assert not any(p.requires_grad for p in module.parameters())
+
+
+def test_the_loss_is_that_of_the_preset(make_policy, batch):
+    policy = make_policy(preset="published")
+    output = policy(**batch, **TRAINING_NOISE, **TIMES)
+    assert output.loss.item() == pytest.approx(output.action_loss.item() + 0.5 * output.image_loss.item(), rel=1e-6)
+    plain = make_policy(edit_mode="prefix")(**batch, **TRAINING_NOISE, **TIMES)
+    assert output.action_loss.item() != pytest.approx(plain.action_loss.item(), rel=1e-2)
+
+
+def test_without_image_loss_prefix_mode_needs_no_target(make_policy, batch):
+    policy = make_policy(edit_mode="prefix", image_loss_weight=0.0)
+    del batch["target_pixel_values"]
+    output = policy(**batch)
+    assert output.image_loss is None and torch.equal(output.loss, output.action_loss)
+
+
+def test_padded_actions_have_no_influence_on_the_loss(make_policy, batch):
+    policy = make_policy()
+    expected = policy(**batch, **TRAINING_NOISE, **TIMES).image_loss
+    assert torch.equal(policy(**batch, **TRAINING_NOISE, **TIMES).image_loss, expected)
+    all_pad = {**batch, "action_is_pad": torch.ones(2, 6, dtype=torch.bool)}
+    assert policy(**all_pad, **TRAINING_NOISE, **TIMES).action_loss == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gradient_checkpointing_gives_the_same_gradients(make_policy, batch, mode):
+    gradients = []
+    for enable in (False, True):
+        policy = make_policy(edit_mode=mode)
+        policy.backbone.transformer.zero_grad()
+        if enable:
+            policy.activation_checkpointing_enable()
+        policy.train()
+        policy(**batch, **TRAINING_NOISE, **TIMES).loss.backward()
+        gradients.append({name: p.grad.clone() for name, p in policy.named_parameters()})
+        policy.activation_checkpointing_disable()
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradients[1][name], gradient), name
+
+
+@pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
+def test_attention_implementations_agree(make_policy, tiny_pipeline, observation, implementation):
+    policy = make_policy(edit_mode="prefix")
+    expected = policy.predict_action(**observation, **NOISE).actions
+    try:
+        policy.set_attn_implementation(implementation)
+        backends = {m.processor._attention_backend for m in policy.backbone.tap._layers.values()}
+        assert len(backends) == 1 and None not in backends
+        found = policy.predict_action(**observation, **NOISE).actions
+    finally:
+        # diffusers' switch also sets what everything else in the process uses.
+        tiny_pipeline.transformer.set_attention_backend("native")
+        tiny_pipeline.transformer.reset_attention_backend()
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def test_the_edited_frame_is_a_picture_of_the_canvas(make_policy, observation):
+    for kwargs in ({}, {"context_timestep": 0}):
+        policy = make_policy(**kwargs)
+        frame = policy.predict_frame(**observation, num_inference_steps=2, generator=seeded())
+        assert frame.shape == observation["pixel_values"].shape and frame.isfinite().all()
+        assert torch.equal(frame, policy.predict_frame(**observation, num_inference_steps=2, generator=seeded()))
+
+
+def test_bfloat16_stays_close(make_policy, observation):
+    policy = make_policy(edit_mode="prefix")
+    expected = policy.predict_action(**observation, **NOISE).actions
+    half = copy.deepcopy(policy).to(torch.bfloat16)
+    assert half.backbone.frozen["vae"].dtype == torch.bfloat16
+    torch.testing.assert_close(half.predict_action(**observation, **NOISE).actions, expected, atol=0.1, rtol=0)
+
+
+def test_a_policy_without_state(make_policy, observation):
+    policy = make_policy(state_dim=0)
+    del observation["state"]
+    assert policy.state_encoder is None
+    assert policy.predict_action(**observation, **NOISE).actions.shape == (2, 6, 4)
+
+
+def test_bad_inputs_are_named_on_both_sides(make_policy, observation, batch):
+    policy = make_policy()
+    cases = [
+        ({"state": torch.zeros(2, 5)}, r"state of \[2, 3\] .* got \[2, 5\]"),
+        ({"state": None}, r"state of \[2, 3\] .* got none"),
+        ({"pixel_values": None}, "pixel_values"),
+        ({"input_ids": None}, "input_ids with attention_mask, or prompt_embeds"),
+        ({"pixel_values": torch.zeros(2, 3, 17, 32)}, "multiples of 8, got 17 x 32"),
+        ({"prompt_embeds": torch.zeros(2, 4, 5)}, r"must be \[2, L, 48\], got \[2, 4, 5\]"),
+        ({"image_latents": torch.zeros(2, 8, 32)}, "image_grid"),
+        ({"image_latents": torch.zeros(2, 7, 32), "image_grid": (2, 4)}, r"\[B, 8, 32\], got \[2, 7, 32\]"),
+    ]
+    for change, message in cases:
+        with pytest.raises(ValueError, match=message):
+            policy.predict_action(**{**observation, **change})
+    with pytest.raises(ValueError, match=r"latents must be \(2, 6, 4\) .* got \(2, 7, 4\)"):
+        policy.predict_action(**observation, latents=torch.zeros(2, 7, 4))
+    with pytest.raises(ValueError, match=r"image_noise must be \[2, 8, 32\], got \[2, 9, 32\]"):
+        policy.predict_action(**observation, image_noise=torch.zeros(2, 9, 32))
+    with pytest.raises(ValueError, match=r"actions \[B, 6, 4\], got \[2, 6, 7\]"):
+        policy(**{**batch, "actions": torch.zeros(2, 6, 7)})
+    with pytest.raises(ValueError, match="target_pixel_values or target_latents"):
+        policy(**{**batch, "target_pixel_values": None})
+    with pytest.raises(ValueError, match="differ"):
+        policy(**{**batch, "target_pixel_values": torch.zeros(2, 3, 16, 16)})
+
+
+def test_config_values_out_of_range_are_errors():
+    for kwargs, message in [
+        ({"edit_timestep": 1.5}, r"edit_timestep is a flow time in \[0, 1\], got 1.5"),
+        ({"action_horizon": 0}, "action_horizon must be at least 1"),
+        ({"edit_mode": "joint"}, "edit_mode"),
+        ({"backbone": {"transformer": {}}}, "must name its family"),
+    ]:
+        with pytest.raises(Exception, match=message):
+            ImageWAMConfig(**kwargs)
+    with pytest.raises(ValueError, match="unknown preset 'mine'"):
+        ImageWAMConfig.from_preset("mine")
+
+
+def meta_policy(edit_mode):
+    config = ImageWAMConfig(backbone={"family": "flux2-klein", "transformer": "4B"}, edit_mode=edit_mode)
+    with torch.device("meta"):
+        return ImageWAMForActionPrediction(config)
+
+
+@pytest.mark.parametrize("mode, limit", [("prefix", 2.75), ("denoise", 5.3)])
+def test_a_decision_of_the_4b_policy_costs_no_more_than_planned(mode, limit):
+    """Forward TFLOP of 32 text tokens (the state among them) and a 224 x 448 canvas, without the action steps."""
+    policy = meta_policy(mode)
+    inputs = {
+        "prompt_embeds": torch.empty(1, 31, 7680, device="meta"),
+        "state": torch.empty(1, 8, device="meta"),
+        "image_latents": torch.empty(1, 392, 128, device="meta"),
+    }
+    call = policy.backbone
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        prompt = torch.cat([inputs["prompt_embeds"], policy.state_encoder(inputs["state"])[:, None]], dim=1)
+        context = call.encode_context(prompt, None, inputs["image_latents"], (14, 28), torch.empty(1, device="meta"))
+        if mode == "denoise":
+            call.predict_velocity(inputs["image_latents"], torch.empty(1, device="meta"), context, capture=True)
+    assert limit - 0.2 < counter.get_total_flops() / 1e12 <= limit

@@ -1,0 +1,195 @@
+import copy
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel
+
+import imagewam
+from imagewam import ImageWAMForActionPrediction
+from imagewam.modeling.frozen_parts import reference_to
+
+REPO, REVISION = "org/tiny-flux", "0123456789abcdef0123456789abcdef01234567"
+
+
+def seeded():
+    return torch.Generator().manual_seed(0)
+
+
+def test_a_loaded_policy_gives_the_same_numbers_bit_for_bit(make_policy, observation, batch, tmp_path):
+    policy = make_policy()
+    policy.save_pretrained(tmp_path / "policy", save_frozen=True)
+    loaded = ImageWAMForActionPrediction.from_pretrained(tmp_path / "policy")
+    assert not loaded.backbone.frozen  # nothing frozen is read before it is needed
+    expected = policy.predict_action(**observation, generator=seeded()).actions
+    assert torch.equal(loaded.predict_action(**observation, generator=seeded()).actions, expected)
+    assert sorted(loaded.backbone.frozen) == ["text_encoder", "vae"]
+    for name, tensor in policy.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+
+
+def test_sharded_and_half_precision_saving(make_policy, tmp_path):
+    policy = copy.deepcopy(make_policy()).to(torch.bfloat16)
+    policy.save_pretrained(tmp_path / "policy", save_frozen=True, max_shard_size="100KB")
+    assert len(list((tmp_path / "policy").glob("model-*.safetensors"))) > 1
+    loaded = ImageWAMForActionPrediction.from_pretrained(tmp_path / "policy")
+    assert loaded.dtype == torch.bfloat16
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in policy.state_dict().items())
+    assert ImageWAMForActionPrediction.from_pretrained(tmp_path / "policy", dtype="float32").dtype == torch.float32
+
+
+def test_frozen_parts_are_outside_the_module_tree(make_policy):
+    policy = make_policy()
+    names = list(policy.state_dict())
+    assert {name.split(".")[0] for name in names} == {"backbone", "action_expert", "state_encoder"}
+    assert all(name.startswith("backbone.transformer.") for name in names if name.startswith("backbone"))
+    policy = copy.deepcopy(policy).to(torch.float64)  # the pipeline's own modules serve other tests
+    assert policy.backbone.frozen["vae"].dtype == torch.float64
+    policy.train()
+    assert not policy.backbone.frozen["vae"].training
+
+
+def hub_cache(root: Path, pipeline) -> Path:
+    """The pipeline's frozen parts as huggingface_hub leaves them on disk after a download."""
+    folder = root / f"models--{REPO.replace('/', '--')}"
+    snapshot = folder / "snapshots" / REVISION
+    pipeline.vae.save_pretrained(snapshot / "vae")
+    pipeline.text_encoder.save_pretrained(snapshot / "text_encoder")
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(REVISION)
+    return snapshot
+
+
+def test_a_checkpoint_without_frozen_parts_names_and_loads_them(
+    make_policy, tiny_pipeline, observation, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for name in ("huggingface_hub.constants.HF_HUB_CACHE", "diffusers.utils.constants.HF_MODULES_CACHE"):
+        monkeypatch.setattr(name, str(tmp_path / "hub"))
+    hub_cache(tmp_path / "hub", tiny_pipeline)
+    policy = make_policy()
+    for name in ("vae", "text_encoder"):
+        policy.config.frozen_parts[name] = {"repo": REPO, "subfolder": name, "revision": REVISION}
+    policy.save_pretrained(tmp_path / "policy")
+    assert sorted(os.listdir(tmp_path / "policy")) == ["config.json", "model.safetensors"]
+    config = json.loads((tmp_path / "policy" / "config.json").read_text())
+    assert config["frozen_parts"]["vae"] == {"repo": REPO, "subfolder": "vae", "revision": REVISION}
+    loaded = ImageWAMForActionPrediction.from_pretrained(tmp_path / "policy")
+    found = loaded.predict_action(**observation, generator=seeded()).actions
+    assert torch.equal(found, policy.predict_action(**observation, generator=seeded()).actions)
+
+
+def test_references_name_repos_and_never_paths(tmp_path):
+    snapshot = f"{tmp_path}/models--org--tiny-flux/snapshots/{REVISION}/vae"
+    assert reference_to(snapshot, "vae", None, None) == {"repo": REPO, "subfolder": "vae", "revision": REVISION}
+    assert reference_to(None, "vae", REPO, "v1") == {"repo": REPO, "subfolder": "vae", "revision": "v1"}
+    assert reference_to(str(tmp_path), "vae", str(tmp_path), None)["repo"] is None
+    assert reference_to("/nowhere/base", "vae", "/nowhere/base", None)["repo"] is None
+
+
+def test_parts_that_no_repo_holds_must_be_saved(make_policy, tmp_path):
+    policy = make_policy()
+    with pytest.raises(
+        ValueError, match=r"\['vae', 'text_encoder'\] were not loaded from a hub repo.*save_frozen=True"
+    ):
+        policy.save_pretrained(tmp_path / "policy")
+    assert os.listdir(tmp_path) == []
+
+
+def test_no_file_holds_a_path_of_this_machine(make_policy, tiny_pipeline, tmp_path):
+    tiny_pipeline.save_pretrained(tmp_path / "base")
+    policy = ImageWAMForActionPrediction.from_editing_pipeline(tmp_path / "base", action_hidden_size=24)
+    policy.save_pretrained(tmp_path / "policy", save_frozen=True)
+    reloaded = ImageWAMForActionPrediction.from_pretrained(tmp_path / "policy")
+    reloaded.save_pretrained(tmp_path / "again", save_frozen=True)
+    for file in [*(tmp_path / "policy").rglob("*.*"), *(tmp_path / "again").rglob("*.*")]:
+        if file.is_file():
+            assert str(tmp_path).encode() not in file.read_bytes(), file
+
+
+def test_a_pipeline_folder_gives_the_same_policy_as_the_pipeline(make_policy, tiny_pipeline, observation, tmp_path):
+    tiny_pipeline.save_pretrained(tmp_path / "base")
+    arguments = {"action_dim": 4, "state_dim": 3, "action_horizon": 6, "action_hidden_size": 24}
+    torch.manual_seed(1)
+    policy = ImageWAMForActionPrediction.from_editing_pipeline(str(tmp_path / "base"), **arguments).eval()
+    expected = make_policy().predict_action(**observation, generator=seeded()).actions
+    assert torch.equal(policy.predict_action(**observation, generator=seeded()).actions, expected)
+
+
+def test_auto_classes(make_policy, tmp_path):
+    make_policy().save_pretrained(tmp_path, save_frozen=True)
+    assert type(AutoConfig.from_pretrained(tmp_path)).__name__ == "ImageWAMConfig"
+    assert type(AutoModel.from_pretrained(tmp_path)).__name__ == "ImageWAMForActionPrediction"
+    assert set(imagewam.__all__) >= {"ImageWAMConfig", "ImageWAMForActionPrediction", "ImageWAMProcessor"}
+
+
+def test_missing_and_unexpected_weights_are_errors(make_policy, tmp_path):
+    make_policy().save_pretrained(tmp_path, save_frozen=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    removed = weights.pop("action_expert.proj_out.weight")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"missing_keys \['action_expert.proj_out.weight'\]"):
+        ImageWAMForActionPrediction.from_pretrained(tmp_path)
+    weights |= {"action_expert.proj_out.weight": removed, "stranger": torch.zeros(1)}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"unexpected_keys \['stranger'\]"):
+        ImageWAMForActionPrediction.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 40, 5000])
+def test_a_truncated_weight_file_is_an_error(make_policy, tmp_path, keep):
+    make_policy().save_pretrained(tmp_path, save_frozen=True)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(OSError, match=f"{tmp_path} is corrupt or truncated"):
+        ImageWAMForActionPrediction.from_pretrained(tmp_path)
+
+
+def test_saving_that_fails_leaves_nothing_behind(make_policy, tmp_path, monkeypatch):
+    policy = make_policy()
+    policy.save_pretrained(tmp_path / "policy", save_frozen=True)
+    before = {file: file.read_bytes() for file in (tmp_path / "policy").rglob("*") if file.is_file()}
+    references = policy.config.frozen_parts
+
+    def disk_full(*args, **kwargs):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(policy.config, "save_pretrained", disk_full)
+    for folder in ("policy", "new"):
+        with pytest.raises(OSError, match="no space left"):
+            policy.save_pretrained(tmp_path / folder, save_frozen=True)
+    assert os.listdir(tmp_path) == ["policy"]
+    assert before == {file: file.read_bytes() for file in (tmp_path / "policy").rglob("*") if file.is_file()}
+    assert policy.config.frozen_parts == references
+
+
+def test_a_frozen_part_that_nobody_named_is_an_error(make_policy, observation, tmp_path):
+    policy = make_policy()
+    policy.save_pretrained(tmp_path, save_frozen=True)
+    loaded = ImageWAMForActionPrediction.from_pretrained(tmp_path)
+    loaded.config.frozen_parts = {}
+    with pytest.raises(ValueError, match="needs its frozen vae, but its config names no place"):
+        loaded.predict_action(**observation)
+
+
+def test_lora_trains_the_editing_transformer_and_merges(make_policy, batch, observation):
+    peft = pytest.importorskip("peft", reason="peft is an extra")
+    policy = make_policy()
+    adapted = peft.get_peft_model(policy, policy.lora_config(r=2, lora_alpha=2))
+    trained = [name for name, p in adapted.named_parameters() if p.requires_grad]
+    assert all("lora_" in name or "modules_to_save" in name for name in trained)
+    assert sum("lora_A" in name for name in trained) == 12 + 2 * 2  # one double block, two single ones
+    adapted(**batch).loss.backward()
+    assert all(p.grad is not None for name, p in adapted.named_parameters() if p.requires_grad)
+    with torch.no_grad():
+        for name, p in adapted.named_parameters():
+            if "lora_B" in name:
+                p.normal_()
+    expected = adapted.predict_action(**observation, generator=seeded()).actions
+    merged = adapted.merge_and_unload()
+    torch.testing.assert_close(
+        merged.predict_action(**observation, generator=seeded()).actions, expected, atol=1e-4, rtol=0
+    )
