@@ -91,7 +91,7 @@ def test_without_an_image_loss_none_is_logged(tmp_path):
     trainer = make_trainer(tmp_path, tiny_policy(edit_mode="prefix", image_loss_weight=0.0))
     trainer.data_collator = lambda samples: {
         name: value
-        for name, value in ImageWAMCollator(trainer.processing_class)(samples).items()
+        for name, value in ImageWAMCollator(trainer.processor)(samples).items()
         if name != "target_pixel_values"
     }
     trainer.train()
@@ -177,7 +177,7 @@ def test_checkpoints_load_as_policy_and_processor_and_hold_no_path(tmp_path):
     for (name, ours), theirs in zip(policy.named_parameters(), trainer.model.parameters(), strict=True):
         assert torch.equal(ours, theirs), name
     processor = ImageWAMProcessor.from_pretrained(checkpoint)
-    assert processor.contract_hash == trainer.processing_class.contract_hash
+    assert processor.contract_hash == trainer.processor.contract_hash
     files = [path for path in checkpoint.rglob("*") if path.is_file()]
     assert not [path for path in files if str(tmp_path).encode() in path.read_bytes()]
 

@@ -38,7 +38,8 @@ class ImageWAMTrainer(Trainer):
     Args:
         model: the policy.
         args: see `ImageWAMTrainingArguments`.
-        processing_class: the `ImageWAMProcessor`, whose contract is checked against policy and datasets.
+        processing_class: the `ImageWAMProcessor`, whose contract is checked against policy and datasets; afterwards
+            `trainer.processor`.
         train_dataset, eval_dataset: datasets of raw samples (`imagewam.data.ActionChunkDataset`).
         data_collator: samples -> batch; default `ImageWAMCollator(processing_class)`.
         train_statistics: statistics of the training dataset, to be compared with the processor's.
@@ -70,9 +71,10 @@ class ImageWAMTrainer(Trainer):
             data_collator=data_collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            processing_class=processing_class,
             **kwargs,
         )
+        # Kept from the base class, which would load the tokenizer and write its special tokens into the policy's config.
+        self.processor = self.callback_handler.processing_class = processing_class
         # The base class writes a language model's setting into every config; it would end in the policy's config.json.
         vars(model.config).pop("use_cache", None)
         # The losses are means over the batch: gradient accumulation must divide them by the number of micro-batches.
@@ -160,7 +162,7 @@ class ImageWAMTrainer(Trainer):
             observation = {name: batch[name] for name in batch if name not in TRAINING_INPUTS}
             steps = self.args.eval_inference_steps or self.model.config.num_inference_steps
             output = self.model.predict_action(**observation, num_inference_steps=steps)
-        errors = action_errors(output.actions, {**raw, "action_is_pad": is_pad}, self.processing_class, self.baselines)
+        errors = action_errors(output.actions, {**raw, "action_is_pad": is_pad}, self.processor, self.baselines)
         errors = {f"error:{name}": error.to(is_pad.device) for name, error in errors.items()}
         return {**losses, **errors, "valid_steps": (~is_pad).sum(dim=1)}
 
@@ -171,7 +173,7 @@ class ImageWAMTrainer(Trainer):
         metrics[f"{prefix}_action_mae"] = policy_error.mean().item()
         for name in self.baselines:
             metrics[f"{prefix}_{name}_mae"] = (totals[f"error:{name}"].sum(dim=0) / steps).mean().item()
-        for name, error in zip(self.processing_class.contract.action.names, policy_error.tolist(), strict=True):
+        for name, error in zip(self.processor.contract.action.names, policy_error.tolist(), strict=True):
             metrics[f"{prefix}_action_mae/{name}"] = error
         return metrics
 
@@ -197,4 +199,4 @@ class ImageWAMTrainer(Trainer):
         whole = isinstance(policy, ImageWAMForActionPrediction)  # else a PeftModel, which saves its adapters
         options = {"save_frozen": self.args.save_frozen} if whole else {}
         policy.save_pretrained(output_dir, state_dict=state_dict, **options)
-        self.processing_class.save_pretrained(output_dir, save_frozen=self.args.save_frozen)
+        self.processor.save_pretrained(output_dir, save_frozen=self.args.save_frozen)
