@@ -9,6 +9,8 @@ PIP := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 # One thread per process: two test processes on two cores would otherwise fight for them.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 DEMO_ARGS ?=
+# Threads that wait for work must not burn the cores that other processes (simulators, your desktop) need.
+export OMP_WAIT_POLICY = passive
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16

@@ -1,7 +1,7 @@
 """ImageWAM: robot policies that read the keys and values of an image-editing diffusion model."""
 
 import importlib
-import multiprocessing
+import os
 
 __version__ = "0.1.0.dev0"
 
@@ -33,6 +33,6 @@ def _register_auto_classes() -> None:
     AutoProcessor.register(ImageWAMConfig, ImageWAMProcessor)
 
 
-# Children of multiprocessing run simulators, which must not share a process with torch.
-if multiprocessing.parent_process() is None:
+# Set for the processes that run simulators, which must not share a process with torch.
+if "IMAGEWAM_TORCH_FREE" not in os.environ:
     _register_auto_classes()
