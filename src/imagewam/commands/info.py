@@ -84,7 +84,7 @@ def contract_rows(processor: ImageWAMProcessor) -> Rows:
         ("state", f"{contract.state.normalization}, {_dimensions(contract.state.names)}"),
         ("actions", f"{contract.action.normalization}, {_dimensions(contract.action.names)}"),
         ("relative to the state", f"{sum(index is not None for index in relative)} of {len(contract.action.names)}"),
-        ("chunk", f"{contract.horizon} actions at {contract.fps:g} per second"),
+        ("chunk", f"{contract.horizon} actions" + (f" at {contract.fps:g} per second" if contract.fps else "")),
         ("dataset", _source(contract.dataset) if contract.dataset else "not named"),
         ("contract hash", processor.contract_hash[:12]),
     ]

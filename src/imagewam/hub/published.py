@@ -79,10 +79,12 @@ def _convert_policy(content: dict, checkpoint: Path, backbone_config: dict) -> I
     weights = {name: _own_storage(tensor) for name, tensor in weights.items()}
     hidden_size, action_dim = weights["action_expert.action_encoder.weight"].shape
     mlp_width = weights["action_expert.transformer_blocks.0.ff.linear_out.weight"].shape[1]
+    frozen_parts = _frozen_parts(network["joint_attention_dim"])
+    tokenizer_source = frozen_parts.pop("tokenizer", None)
     config = ImageWAMConfig.from_preset(
         "published",
         backbone={"family": "flux2-klein", "transformer": network, "rope_dtype": "model"},
-        frozen_parts=_frozen_parts(network["joint_attention_dim"]),
+        frozen_parts=frozen_parts,
         action_dim=action_dim,
         state_dim=state["weight"].shape[1] if state else 0,
         action_horizon=_HORIZON,
@@ -93,6 +95,7 @@ def _convert_policy(content: dict, checkpoint: Path, backbone_config: dict) -> I
         policy = ImageWAMForActionPrediction(config)
     _check_coverage(set(policy.state_dict()), set(weights), checkpoint)
     policy.load_state_dict(weights, assign=True)
+    policy.backbone.tokenizer_source = tokenizer_source
     return policy.eval()
 
 

@@ -64,7 +64,8 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
     def __init__(self, config: ImageWAMConfig, transformer: nn.Module | None = None):
         super().__init__()
         self.config = config
-        self.tokenizer = None
+        # Handed on to the processor, which owns them: a tokenizer, and where it can be loaded from.
+        self.tokenizer, self.tokenizer_source = None, None
         self.transformer = transformer if transformer is not None else self.build_transformer()
         self.prepare_transformer()
         self.tap = KVTap(self.transformer, self.is_context_attention)
@@ -188,12 +189,7 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
             self.config.frozen_parts[name] = reference_to(path, name, source, revision)
         self.tokenizer = pipeline.tokenizer
         path = getattr(pipeline.tokenizer, "name_or_path", None)
-        self.config.frozen_parts["tokenizer"] = reference_to(path, "tokenizer", source, revision)
-
-    @property
-    def tokenizer_source(self) -> dict | None:
-        """Where the tokenizer can be loaded from, for the processor."""
-        return self.config.frozen_parts.get("tokenizer")
+        self.tokenizer_source = reference_to(path, "tokenizer", source, revision)
 
 
 _FAMILIES: dict[str, type[EditingBackbone]] = {}
