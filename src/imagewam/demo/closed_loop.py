@@ -48,13 +48,14 @@ def shown_episodes(rollouts: Rollouts) -> list[EpisodeRecord]:
 def attention_views(predictor: PolicyPredictor, observations: Sequence[Observation]) -> list[list[np.ndarray]]:
     """For each observation every camera image under the attention of the actions planned from it, uint8 [H, W, 3].
 
-    All overlays share one scale, from the mean over the image tokens of the series to the hottest one.
+    All overlays share one scale, from the mean over the image tokens of the series to their 99th percentile,
+    because single tokens draw many times more than the rest.
     """
     output = predictor.predict(observations, output_attentions=True)
     layout = predictor.processor.layout
     maps = attention_maps(mean_attention(output.attentions), output.context_spans["image"], output.image_grid, layout)
     heats = np.concatenate([heat.ravel() for views in maps for heat in views.values()])
-    scale = {"top": heats.max(), "floor": heats.mean()}
+    scale = {"top": np.percentile(heats, 99), "floor": heats.mean()}
     return [
         [overlay(camera.view(seen.images[camera.name]), views[camera.name], **scale) for camera in layout.cameras]
         for seen, views in zip(observations, maps, strict=True)

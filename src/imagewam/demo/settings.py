@@ -31,7 +31,7 @@ class DemoSettings:
     image_size: int = setting(64, "Pixels of each camera image, square.")
     horizon: int = setting(16, "Actions per chunk, and steps to the imagined frame.")
     vae_steps: int = setting(300, "Steps in which the VAE learns to code the recorded frames.")
-    train_steps: int = setting(1500, "Training steps of the policy.")
+    train_steps: int = setting(800, "Training steps of the policy.")
     batch_size: int = setting(16, "Samples per training step.")
     learning_rate: float = setting(1e-3, "Peak learning rate.")
     rollouts_per_task: int = setting(10, "Closed-loop episodes per task, from start positions that no training saw.")

@@ -82,5 +82,5 @@ def overlay(image: np.ndarray, heat: np.ndarray, top: float | None = None, floor
     level = np.clip((np.asarray(fine) - floor) / max(reach, 1e-12), 0, 1)[..., None]
     colour = np.concatenate([np.interp(level, RAMP_STOPS, channel) for channel in zip(*RAMP, strict=True)], axis=-1)
     grey = image.mean(axis=-1, keepdims=True)
-    opacity = 0.8 * level
+    opacity = 0.7 * level
     return np.round((1 - opacity) * (0.5 * image + 0.4 * grey) + opacity * colour).astype(np.uint8)
