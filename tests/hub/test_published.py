@@ -52,7 +52,9 @@ def test_actions_are_the_published_ones(policy, reference, name, dtype, atol, st
     output = policy.predict_action(
         **context_inputs(reference), latents=reference["in.init_noise"], num_inference_steps=steps
     )
-    torch.testing.assert_close(output.actions[0], reference[f"{name}.actions_{steps}"], atol=atol, rtol=0)
+    expected = reference[f"{name}.actions_{steps}"]
+    print(f"{name}, {steps} steps: largest error of an action {(output.actions[0] - expected).abs().max():.1e}")
+    torch.testing.assert_close(output.actions[0], expected, atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize("name, dtype, atol", PRECISIONS, ids=["fp32", "bf16"])
@@ -71,7 +73,9 @@ def test_training_velocities_and_losses_are_the_published_ones(policy, reference
     losses = {}
     for kind, data in (("image", "target_tokens"), ("action", "actions")):
         velocity = reference[f"{name}.velocity_{kind}"]
-        torch.testing.assert_close(output[f"{kind}_velocity"].float(), velocity, atol=atol, rtol=0)
+        found = output[f"{kind}_velocity"].float()
+        print(f"{name}: largest error of an {kind} velocity {(found - velocity).abs().max():.1e}")
+        torch.testing.assert_close(found, velocity, atol=atol, rtol=0)
         error = (velocity - reference[f"in.noise_{kind}"] + reference[f"in.{data}"]).square().mean()
         losses[kind] = (reference[f"{name}.weight_{kind}"] * error).item()
     tolerance = 1e-5 if name == "fp32" else 5e-3

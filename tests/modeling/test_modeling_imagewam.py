@@ -338,4 +338,5 @@ def test_a_decision_of_the_4b_policy_costs_no_more_than_planned(mode, limit):
         context = call.encode_context(prompt, None, inputs["image_latents"], (14, 28), torch.empty(1, device="meta"))
         if mode == "denoise":
             call.predict_velocity(inputs["image_latents"], torch.empty(1, device="meta"), context, capture=True)
+    print(f"{mode}: {counter.get_total_flops() / 1e12:.3f} TFLOP")
     assert limit - 0.2 < counter.get_total_flops() / 1e12 <= limit

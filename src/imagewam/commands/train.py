@@ -29,6 +29,7 @@ def main(argv: Sequence[str]) -> None:
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     save_policy(trainer)
     if trainer.eval_dataset is not None:
+        trainer.args.max_eval_samples = None  # the closing table is over every held-out chunk
         metrics = trainer.evaluate()
         trainer.save_metrics("eval", metrics)
         if trainer.is_world_process_zero():
