@@ -7,11 +7,11 @@ from imagewam.data.collator import ImageWAMCollator
 from imagewam.data.statistics import compute_statistics
 from imagewam.demo.closed_loop import attention_views, imagined_futures
 from imagewam.demo.policy import camera_frames, metaworld_contract, new_policy
-from imagewam.demo.precomputed import DecodedDataset, PrecomputedCollator
 from imagewam.demo.settings import DemoSettings
 from imagewam.evaluation.environment import Observation
 from imagewam.evaluation.policy_predictor import PolicyPredictor
 from imagewam.processing_imagewam import ImageWAMProcessor
+from imagewam.training.precomputed import DecodedDataset, PrecomputedCollator
 
 HORIZON = 4
 

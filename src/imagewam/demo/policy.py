@@ -16,8 +16,8 @@ from ..processing_imagewam import ImageWAMProcessor
 from ..training.arguments import ImageWAMTrainingArguments
 from ..training.baselines import mean_action
 from ..training.checkpoints import last_complete_checkpoint
+from ..training.precomputed import DecodedDataset, PrecomputedCollator
 from ..training.trainer import ImageWAMTrainer
-from .precomputed import DecodedDataset, PrecomputedCollator
 from .settings import DemoSettings
 from .tiny_pipeline import build_tiny_pipeline
 from .tiny_vae import fit_vae

@@ -11,9 +11,9 @@ from ..evaluation.experts import record_dataset
 from ..evaluation.policy_predictor import PolicyPredictor
 from ..modeling.modeling_imagewam import ImageWAMForActionPrediction
 from ..processing_imagewam import ImageWAMProcessor
+from ..training.precomputed import DecodedDataset
 from .closed_loop import open_workers, play
 from .policy import train_policy
-from .precomputed import DecodedDataset
 from .report import write_report
 from .settings import DemoSettings
 

@@ -73,7 +73,7 @@ class ImageWAMTrainer(Trainer):
             eval_dataset=eval_dataset,
             **kwargs,
         )
-        # Kept from the base class, which would load the tokenizer and write its special tokens into the policy's config.
+        # Kept from the base class: it would load the tokenizer and write its special tokens into the policy's config.
         self.processor = self.callback_handler.processing_class = processing_class
         # The base class writes a language model's setting into every config; it would end in the policy's config.json.
         vars(model.config).pop("use_cache", None)
