@@ -340,3 +340,16 @@ def test_a_decision_of_the_4b_policy_costs_no_more_than_planned(mode, limit):
             call.predict_velocity(inputs["image_latents"], torch.empty(1, device="meta"), context, capture=True)
     print(f"{mode}: {counter.get_total_flops() / 1e12:.3f} TFLOP")
     assert limit - 0.2 < counter.get_total_flops() / 1e12 <= limit
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_mixed_precision_trains_and_predicts(make_policy, batch, observation, mode):
+    policy = make_policy(edit_mode=mode)
+    expected = policy(**batch, **TRAINING_NOISE, **TIMES).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = policy(**batch, **TRAINING_NOISE, **TIMES).loss
+        actions = policy.predict_action(**observation, **NOISE).actions
+    loss.backward()
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(expected.item(), rel=0.02)
+    assert all(p.grad.isfinite().all() for p in policy.parameters())
+    torch.testing.assert_close(actions, policy.predict_action(**observation, **NOISE).actions, atol=0.1, rtol=0)

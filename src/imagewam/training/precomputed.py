@@ -68,7 +68,7 @@ class PrecomputedCollator:
         batch["prompt_embeds"], batch["prompt_attention_mask"] = self._embeds[rows], self._mask[rows]
         batch["image_latents"] = torch.stack([self._latent(sample, ahead=0) for sample in samples])
         batch["target_latents"] = torch.stack([self._latent(sample, ahead=self.horizon) for sample in samples])
-        batch["image_grid"] = torch.tensor(self._grid)
+        batch["image_grid"] = self._grid  # no tensor: nothing may split it along the batch
         return batch
 
     def _latent(self, sample: dict, ahead: int) -> torch.Tensor:
