@@ -6,7 +6,8 @@ from imagewam.data.action_chunks import ActionChunkDataset
 from imagewam.data.collator import ImageWAMCollator
 from imagewam.data.statistics import compute_statistics
 from imagewam.demo.closed_loop import attention_views, imagined_futures
-from imagewam.demo.policy import camera_frames, metaworld_contract, new_policy
+from imagewam.demo.fitted_pipeline import canvases
+from imagewam.demo.policy import metaworld_contract, new_policy
 from imagewam.demo.settings import DemoSettings
 from imagewam.evaluation.environment import Observation
 from imagewam.evaluation.policy_predictor import PolicyPredictor
@@ -23,11 +24,12 @@ def dataset(recorded):
 
 @pytest.fixture(scope="module")
 def predictor(dataset):
-    policy = new_policy(dataset, DemoSettings(horizon=HORIZON, replan_steps=2, vae_steps=3, num_inference_steps=2))
-    statistics = compute_statistics(dataset, HORIZON)
-    return PolicyPredictor(
-        policy, ImageWAMProcessor.for_policy(policy, metaworld_contract(dataset, HORIZON), statistics)
+    contract = metaworld_contract(dataset, HORIZON)
+    policy = new_policy(
+        dataset, contract, DemoSettings(horizon=HORIZON, replan_steps=2, vae_steps=3, num_inference_steps=2)
     )
+    statistics = compute_statistics(dataset, HORIZON)
+    return PolicyPredictor(policy, ImageWAMProcessor.for_policy(policy, contract, statistics))
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,7 @@ def observations(samples):
 def test_frames_in_memory_are_the_frames_on_disk(dataset, recorded):
     plain = super(DecodedDataset, DecodedDataset(recorded)).frames("corner2", 2, [5, 0])
     assert np.array_equal(dataset.frames("corner2", 2, [5, 0]), plain)
-    assert camera_frames(dataset).shape == (2 * len(dataset), 32, 32, 3)
+    assert canvases(dataset, metaworld_contract(dataset, HORIZON)).shape == (len(dataset), 32, 64, 3)
 
 
 def test_precomputed_batches_train_like_plain_ones(predictor, dataset, samples):

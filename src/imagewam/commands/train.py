@@ -7,6 +7,7 @@ from transformers import set_seed
 from .. import ImageWAMForActionPrediction, ImageWAMProcessor
 from ..data.lerobot_dataset import LeRobotDataset
 from ..data.statistics import compute_statistics
+from ..demo.fitted_pipeline import fitted_tiny_pipeline
 from ..training.arguments import ImageWAMTrainingArguments
 from ..training.baselines import Baseline, matching_state_index, mean_action, repeat_state
 from ..training.checkpoints import last_complete_checkpoint
@@ -14,7 +15,6 @@ from ..training.lora import add_adapters, merge_adapters
 from ..training.precomputed import PrecomputedCollator
 from ..training.trainer import ImageWAMTrainer
 from .options import parse_options, show_table
-from .tiny import fitted_tiny_pipeline
 from .train_options import DataOptions, PolicyOptions, action_chunks, given_options
 
 

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from transformers import set_seed
 
@@ -18,9 +17,8 @@ from ..training.baselines import mean_action
 from ..training.checkpoints import last_complete_checkpoint
 from ..training.precomputed import DecodedDataset, PrecomputedCollator
 from ..training.trainer import ImageWAMTrainer
+from .fitted_pipeline import fitted_tiny_pipeline
 from .settings import DemoSettings
-from .tiny_pipeline import build_tiny_pipeline
-from .tiny_vae import fit_vae
 
 
 def train_policy(dataset_folder: Path, output_dir: Path, settings: DemoSettings) -> ImageWAMTrainer:
@@ -29,7 +27,7 @@ def train_policy(dataset_folder: Path, output_dir: Path, settings: DemoSettings)
     train_episodes, held_out_episodes = settings.split()
     train, held_out = DecodedDataset(dataset_folder, train_episodes), DecodedDataset(dataset_folder, held_out_episodes)
     contract = metaworld_contract(train, settings.horizon)
-    policy = new_policy(train, settings)
+    policy = new_policy(train, contract, settings)
     statistics = compute_statistics(train, settings.horizon)
     # The usual template's words would be most of the context of a policy this small.
     processor = ImageWAMProcessor.for_policy(policy, contract, statistics, instruction_template="{instruction}")
@@ -61,28 +59,17 @@ def metaworld_contract(dataset: LeRobotDataset, horizon: int) -> PolicyContract:
     )
 
 
-def new_policy(dataset: LeRobotDataset, settings: DemoSettings) -> ImageWAMForActionPrediction:
-    """An untrained policy of about two million parameters on a pipeline whose VAE knows the recorded frames."""
-    pipeline = build_tiny_pipeline(dataset.tasks.values(), seed=settings.seed)
-    fit_vae(pipeline.vae, torch.from_numpy(camera_frames(dataset)), steps=settings.vae_steps, seed=settings.seed)
+def new_policy(
+    dataset: LeRobotDataset, contract: PolicyContract, settings: DemoSettings
+) -> ImageWAMForActionPrediction:
+    """An untrained policy of about three million parameters on a pipeline whose VAE knows the recorded frames."""
     return ImageWAMForActionPrediction.from_editing_pipeline(
-        pipeline,
+        fitted_tiny_pipeline(dataset, contract, settings.vae_steps, settings.seed),
         action_dim=dataset.action_dim,
         state_dim=dataset.state_dim,
         action_horizon=settings.horizon,
         action_hidden_size=128,
         num_inference_steps=settings.num_inference_steps,
-    )
-
-
-def camera_frames(dataset: LeRobotDataset) -> np.ndarray:
-    """All frames of all cameras, uint8 [N, H, W, 3]; a VAE fitted to single cameras also codes them side by side."""
-    return np.concatenate(
-        [
-            dataset.frames(camera, episode, range(length))
-            for episode, length in dataset.episode_lengths.items()
-            for camera in dataset.camera_names
-        ]
     )
 
 

@@ -99,7 +99,7 @@ class Flux2KleinBackbone(EditingBackbone):
         latents = Flux2KleinPipeline._patchify_latents(vae.encode(pixel_values.to(vae.dtype)).latent_dist.mode())
         mean, std = _latent_statistics(vae, latents)
         grid = tuple(latents.shape[-2:])
-        return Flux2KleinPipeline._pack_latents((latents - mean) / std), grid
+        return Flux2KleinPipeline._pack_latents((latents - mean) / std).contiguous(), grid
 
     def decode_image(self, image_latents: Tensor, image_grid: tuple[int, int]) -> Tensor:
         vae = self.frozen_part("vae")

@@ -1,14 +1,14 @@
-"""`--pipeline tiny`: a FLUX.2-shaped pipeline small enough for a CPU, whose VAE is fitted to the training frames."""
+"""A FLUX.2-shaped pipeline small enough for a CPU, whose VAE is fitted to the frames of one dataset."""
 
 import numpy as np
 import torch
 from diffusers import Flux2KleinPipeline
 
 from ..data.lerobot_dataset import LeRobotDataset
-from ..demo.tiny_pipeline import build_tiny_pipeline
-from ..demo.tiny_vae import fit_vae
 from ..processing.camera_layout import CameraLayout
 from ..processing.contract import PolicyContract
+from .tiny_pipeline import build_tiny_pipeline
+from .tiny_vae import fit_vae
 
 MOST_CANVASES = 512
 
