@@ -11,10 +11,12 @@ from tqdm.auto import tqdm
 
 from .features import camera_features, dimension_names, image_size, vector_size
 from .lerobot_metadata import Episode, read_metadata
+from .metadata_files import parquet_columns, read_parquet
 from .video import VideoDecoder, read_frames
 
 STATE_KEY = "observation.state"
 ACTION_KEY = "action"
+INDEX_COLUMNS = ("episode_index", "frame_index", "task_index")
 
 
 class LeRobotDataset:
@@ -32,7 +34,7 @@ class LeRobotDataset:
 
     Raises:
         FileNotFoundError: no dataset there, or a data file is missing.
-        ValueError: unknown version or episode, or rows that disagree with the metadata.
+        ValueError: unknown version or episode, a file that is cut off, or rows that disagree with the metadata.
     """
 
     repo: str | None = None
@@ -50,7 +52,8 @@ class LeRobotDataset:
         self.episode_lengths = {episode.index: episode.length for episode in self._chosen}
         self._episodes = {episode.index: episode for episode in self._chosen}
         self._camera_keys = camera_features(self.features)
-        self._rows = _load_rows(self._chosen)
+        vectors = [key for key, feature in self.features.items() if feature["dtype"] != "video"]
+        self._rows = _load_rows(self._chosen, expected=(*INDEX_COLUMNS, *vectors))
         self._first_rows = _find_episodes(self._rows, self._chosen)
         self._ends = np.cumsum([episode.length for episode in self._chosen])
 
@@ -191,13 +194,20 @@ class LeRobotDataset:
         return needed
 
 
-def _load_rows(episodes: Sequence[Episode]) -> datasets.Dataset:
+def _load_rows(episodes: Sequence[Episode], expected: Sequence[str]) -> datasets.Dataset:
     """The rows of all data files that hold one of the episodes, memory-mapped from the cache of `datasets`."""
     paths = list(dict.fromkeys(episode.data_path for episode in episodes))
     for path in paths:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing; the dataset's metadata names it")
-    return datasets.Dataset.from_parquet([str(path) for path in paths])
+        if missing := set(expected) - set(parquet_columns(path)):
+            raise ValueError(f"{path} has no columns {sorted(missing)}, which the dataset's metadata names")
+    try:
+        return datasets.Dataset.from_parquet([str(path) for path in paths])
+    except datasets.exceptions.DatasetGenerationError as error:
+        for path in paths:
+            read_parquet(path)  # says which file it is
+        raise ValueError(f"the data files of {paths[0].parents[2]} do not fit together: {error.__cause__}") from error
 
 
 def _find_episodes(rows: datasets.Dataset, episodes: Sequence[Episode]) -> dict[int, int]:

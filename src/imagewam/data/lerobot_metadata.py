@@ -1,12 +1,11 @@
 """The `meta/` folder of a LeRobot dataset, v2.1 or v3.0, read into one description of where every episode lies."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
+from .metadata_files import Record, parquet_columns, read_json, read_jsonl, read_parquet
 
 READABLE_VERSIONS = ("v2.1", "v3.0")
 
@@ -54,17 +53,26 @@ class LeRobotMetadata:
 
 
 def read_metadata(root: str | Path) -> LeRobotMetadata:
-    """Read `root/meta`; FileNotFoundError where there is none, ValueError for a version not in `READABLE_VERSIONS`."""
+    """
+    Read `root/meta`.
+
+    Raises:
+        FileNotFoundError: there is none, or one of its files is missing.
+        ValueError: a version not in `READABLE_VERSIONS`, or a file that is cut off or lacks an entry; both are named.
+    """
     root = Path(root)
     info_path = root / "meta" / "info.json"
     if not info_path.is_file():
         raise FileNotFoundError(f"{root} is no LeRobot dataset: it has no meta/info.json")
-    info = json.loads(info_path.read_text())
+    info = read_json(info_path)
     version = info.get("codebase_version")
     if version not in READABLE_VERSIONS:
         raise ValueError(f"{info_path} says codebase_version {version!r}; readable are {', '.join(READABLE_VERSIONS)}")
+    info["features"] = _described_features(info["features"], info_path)
     read_tasks, read_episodes = _READERS[version]
     episodes = read_episodes(root, info)
+    if not episodes:
+        raise ValueError(f"{root} is no LeRobot dataset: its meta folder describes no episode")
     return LeRobotMetadata(
         root=root,
         codebase_version=version,
@@ -82,13 +90,21 @@ def video_keys(features: dict[str, dict]) -> list[str]:
     return [key for key, feature in features.items() if feature["dtype"] == "video"]
 
 
+def _described_features(features: dict[str, dict], info_path: Path) -> dict[str, dict]:
+    for key, feature in features.items():
+        if missing := {"dtype", "shape"} - set(feature):
+            raise ValueError(f"{info_path}: feature {key!r} has no {sorted(missing)}; it has {sorted(feature)}")
+    return features
+
+
 def _read_tasks_jsonl(root: Path) -> dict[int, str]:
-    return {row["task_index"]: row["task"] for row in _read_jsonl(root / "meta" / "tasks.jsonl")}
+    return {row["task_index"]: row["task"] for row in read_jsonl(root / "meta" / "tasks.jsonl")}
 
 
 def _read_tasks_parquet(root: Path) -> dict[int, str]:
     path = root / "meta" / "tasks.parquet"
-    tasks = pq.read_table(path).to_pandas()["task_index"]
+    table = read_parquet(path).to_pandas()
+    tasks = Record(table, path)["task_index"]
     if not all(isinstance(task, str) for task in tasks.index):
         raise ValueError(f"{path}: the index must hold the task texts, it holds {tasks.index.dtype}")
     return {int(task_index): task for task, task_index in tasks.items()}
@@ -97,7 +113,7 @@ def _read_tasks_parquet(root: Path) -> dict[int, str]:
 def _read_episodes_jsonl(root: Path, info: dict) -> list[Episode]:
     """v2.1: one parquet file and one video file per camera and episode."""
     episodes = []
-    for row in _read_jsonl(root / "meta" / "episodes.jsonl"):
+    for row in read_jsonl(root / "meta" / "episodes.jsonl"):
         index = row["episode_index"]
         place = {"episode_index": index, "episode_chunk": index // info["chunks_size"]}
         videos = {
@@ -112,8 +128,8 @@ def _read_episodes_parquet(root: Path, info: dict) -> list[Episode]:
     """v3.0: files hold many episodes; an episode's place in a video is given in seconds from the start of the file."""
     episodes = []
     for path in sorted((root / "meta" / "episodes").glob("*/*.parquet")):
-        columns = [name for name in pq.read_schema(path).names if not name.startswith("stats/")]
-        for row in pq.read_table(path, columns=columns).to_pylist():
+        columns = [name for name in parquet_columns(path) if not name.startswith("stats/")]
+        for row in (Record(row, path) for row in read_parquet(path, columns).to_pylist()):
             videos = {key: _video_span(root, info, key, row) for key in video_keys(info["features"])}
             data_path = root / info["data_path"].format(**_place(row, "data"))
             episodes.append(Episode(row["episode_index"], row["length"], data_path, videos))
@@ -127,10 +143,6 @@ def _video_span(root: Path, info: dict, key: str, row: dict) -> VideoSpan:
 
 def _place(row: dict, prefix: str) -> dict[str, int]:
     return {name: row[f"{prefix}/{name}"] for name in ("chunk_index", "file_index")}
-
-
-def _read_jsonl(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
 
 
 def _fingerprint(root: Path) -> str:
