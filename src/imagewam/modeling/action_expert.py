@@ -5,7 +5,7 @@ width is its own; the attention geometry is the backbone's, so that both can mee
 """
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.normalization import AdaLayerNormContinuous
 from diffusers.models.transformers.transformer_flux2 import (
@@ -72,13 +72,14 @@ class ActionExpert(nn.Module):
             velocity `[B, H, action_dim]`, and the attentions or None.
         """
         hidden = self.action_encoder(actions)
-        temb = self.time_guidance_embed(timestep.to(hidden.dtype) * 1000, None)
+        temb = self.time_guidance_embed(timestep.to(actions.dtype) * 1000, None)
         mask = _attention_mask(context, hidden.shape[1])
-        attentions = [] if output_attentions else None
+        attentions = []
         for block, modulation, layer in zip(self._blocks, self._modulations(temb), context.layers, strict=True):
-            hidden = self._run(block, hidden, modulation, rotary_emb, layer, mask, attentions)
+            hidden, weights = self._run(block, hidden, modulation, rotary_emb, layer, mask, output_attentions)
+            attentions.append(weights)
         velocity = self.proj_out(self.norm_out(hidden, temb))
-        return velocity, None if attentions is None else tuple(attentions)
+        return velocity, tuple(attentions) if output_attentions else None
 
     @property
     def _blocks(self) -> list[nn.Module]:
@@ -90,13 +91,13 @@ class ActionExpert(nn.Module):
         single = self.single_stream_modulation(temb) if self.single_transformer_blocks else None
         return [double] * len(self.transformer_blocks) + [single] * len(self.single_transformer_blocks)
 
-    def _run(self, block: nn.Module, *args) -> Tensor:
+    def _run(self, block: nn.Module, *args) -> tuple[Tensor, Tensor | None]:
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return self._gradient_checkpointing_func(block, *args)
         return block(*args)
 
-    def set_attention_backend(self, backend: str) -> None:
-        """diffusers attention backend of every layer, e.g. "native", "flash", "flex"."""
+    def set_attention_backend(self, backend: AttentionBackendName | None) -> None:
+        """diffusers attention backend of every layer; None for diffusers' own choice."""
         for block in self._blocks:
             block.attn.backend = backend
 
@@ -111,12 +112,14 @@ class ActionDoubleBlock(nn.Module):
         self.norm2 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=_EPS)
         self.ff = Flux2FeedForward(hidden_size, mult=mlp_ratio)
 
-    def forward(self, hidden, modulation, rotary_emb, context: LayerKV, mask, attentions) -> Tensor:
+    def forward(self, hidden, modulation, rotary_emb, context: LayerKV, mask, output_attentions):
+        """`[B, H, hidden_size]` -> the same, and attention weights or None."""
         (shift, scale, gate), (shift_mlp, scale_mlp, gate_mlp) = Flux2Modulation.split(modulation, 2)
         normed = (1 + scale) * self.norm1(hidden) + shift
-        hidden = hidden + gate * self.attn(normed, rotary_emb, context, mask, attentions)
+        attended, weights = self.attn(normed, rotary_emb, context, mask, output_attentions)
+        hidden = hidden + gate * attended
         normed = (1 + scale_mlp) * self.norm2(hidden) + shift_mlp
-        return hidden + gate_mlp * self.ff(normed)
+        return hidden + gate_mlp * self.ff(normed), weights
 
 
 class ActionSingleBlock(nn.Module):
@@ -127,16 +130,18 @@ class ActionSingleBlock(nn.Module):
         self.norm = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=_EPS)
         self.attn = ActionParallelAttention(hidden_size, geometry, mlp_ratio)
 
-    def forward(self, hidden, modulation, rotary_emb, context: LayerKV, mask, attentions) -> Tensor:
+    def forward(self, hidden, modulation, rotary_emb, context: LayerKV, mask, output_attentions):
+        """`[B, H, hidden_size]` -> the same, and attention weights or None."""
         shift, scale, gate = Flux2Modulation.split(modulation, 1)[0]
         normed = (1 + scale) * self.norm(hidden) + shift
-        return hidden + gate * self.attn(normed, rotary_emb, context, mask, attentions)
+        attended, weights = self.attn(normed, rotary_emb, context, mask, output_attentions)
+        return hidden + gate * attended, weights
 
 
 class _ContextAttention(nn.Module):
     """QK norm, RoPE and attention of action tokens over [context, actions]."""
 
-    backend: str | None = None
+    backend: AttentionBackendName | None = None
 
     def __init__(self, geometry: AttentionGeometry):
         super().__init__()
@@ -150,18 +155,17 @@ class _ContextAttention(nn.Module):
         kv = self.geometry.num_kv_heads * self.geometry.head_dim
         return self.geometry.num_heads * self.geometry.head_dim, kv, kv
 
-    def attend(self, query, key, value, rotary_emb, context: LayerKV, mask: Tensor | None, attentions) -> Tensor:
-        """`[B, H, heads · head_dim]` projections -> the same shape; weights are appended to `attentions` if a list."""
+    def attend(self, query, key, value, rotary_emb, context: LayerKV, mask: Tensor | None, output_attentions: bool):
+        """`[B, H, heads · head_dim]` projections -> the same shape, and `[B, heads, H, S]` weights or None."""
         query, key, value = (x.unflatten(-1, (-1, self.geometry.head_dim)) for x in (query, key, value))
         query = apply_rotary_emb(self.norm_q(query), rotary_emb, sequence_dim=1)
         key = apply_rotary_emb(self.norm_k(key), rotary_emb, sequence_dim=1)
         key = torch.cat([context.key.to(key.dtype), key], dim=1)
         value = torch.cat([context.value.to(value.dtype), value], dim=1)
-        if attentions is not None:
-            attentions.append(self._weights(query, key, mask)[..., : context.key.shape[1]])
+        weights = self._weights(query, key, mask)[..., : context.key.shape[1]] if output_attentions else None
         grouped = self.geometry.num_heads != self.geometry.num_kv_heads
         output = dispatch_attention_fn(query, key, value, attn_mask=mask, enable_gqa=grouped, backend=self.backend)
-        return output.flatten(2).to(query.dtype)
+        return output.flatten(2).to(query.dtype), weights
 
     def _weights(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
         """softmax(q k^T / sqrt(d)), `[B, heads, H, S + H]` float32."""
@@ -183,9 +187,10 @@ class ActionAttention(_ContextAttention):
         self.to_v = nn.Linear(hidden_size, value_width, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(query_width, hidden_size, bias=False)])
 
-    def forward(self, hidden, rotary_emb, context: LayerKV, mask, attentions) -> Tensor:
+    def forward(self, hidden, rotary_emb, context: LayerKV, mask, output_attentions):
         query, key, value = self.to_q(hidden), self.to_k(hidden), self.to_v(hidden)
-        return self.to_out[0](self.attend(query, key, value, rotary_emb, context, mask, attentions))
+        attended, weights = self.attend(query, key, value, rotary_emb, context, mask, output_attentions)
+        return self.to_out[0](attended), weights
 
 
 class ActionParallelAttention(_ContextAttention):
@@ -198,11 +203,11 @@ class ActionParallelAttention(_ContextAttention):
         self.mlp_act_fn = Flux2SwiGLU()
         self.to_out = nn.Linear(self.widths[0] + self.mlp_hidden_dim, hidden_size, bias=False)
 
-    def forward(self, hidden, rotary_emb, context: LayerKV, mask, attentions) -> Tensor:
+    def forward(self, hidden, rotary_emb, context: LayerKV, mask, output_attentions):
         projected = self.to_qkv_mlp_proj(hidden)
         query, key, value, mlp = projected.split([*self.widths, 2 * self.mlp_hidden_dim], dim=-1)
-        attended = self.attend(query, key, value, rotary_emb, context, mask, attentions)
-        return self.to_out(torch.cat([attended, self.mlp_act_fn(mlp)], dim=-1))
+        attended, weights = self.attend(query, key, value, rotary_emb, context, mask, output_attentions)
+        return self.to_out(torch.cat([attended, self.mlp_act_fn(mlp)], dim=-1)), weights
 
 
 def _attention_mask(context: KVCache, horizon: int) -> Tensor | None:

@@ -69,8 +69,8 @@ def flow_matching_loss(
         dim_is_pad: `[B, D]` bool, True where an embodiment has no such action dimension.
     """
     error = (prediction.float() - target.float()) ** 2
-    error = _masked_mean(error, None if dim_is_pad is None else ~dim_is_pad[:, None, :].expand_as(error))
-    error = _masked_mean(error, None if is_pad is None else ~is_pad)
+    error = _masked_mean(error, None if dim_is_pad is None else ~dim_is_pad.bool()[:, None, :].expand_as(error))
+    error = _masked_mean(error, None if is_pad is None else ~is_pad.bool())
     return (weight * error).mean()
 
 

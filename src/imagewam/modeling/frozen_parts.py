@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from ..atomic import atomic_write_text
@@ -37,6 +38,7 @@ class FrozenParts:
 
         Raises:
             ValueError: the checkpoint does not say where the part is.
+            OSError: the part is not there, or cannot be read.
         """
         if name not in self.frozen:
             reference = self.config.frozen_parts.get(name)
@@ -47,7 +49,10 @@ class FrozenParts:
                     f"{known}); attach one, or pass the {name}'s output in precomputed"
                 )
             location = resolve_reference(reference, self.config)
-            module = self.frozen_loaders[name].from_pretrained(**location, torch_dtype=self._parameter().dtype)
+            try:
+                module = self.frozen_loaders[name].from_pretrained(**location, torch_dtype=self._parameter().dtype)
+            except SafetensorError as error:
+                raise OSError(f"the frozen {name} at {location} is corrupt or truncated: {error}") from error
             self.attach_frozen(name, align_weights(module).to(self._parameter().device))
         return self.frozen[name]
 
@@ -98,9 +103,9 @@ def reference_to(module_path: str | None, subfolder: str, pipeline_source: str |
         revision: the revision that the user asked for.
     """
     parts = (module_path or "").replace(os.sep, "/").split("/")
-    if "snapshots" in parts:
-        at = parts.index("snapshots")
-        repo, revision = parts[at - 1].removeprefix("models--").replace("--", "/"), parts[at + 1]
-        return {"repo": repo, "subfolder": subfolder, "revision": revision}
+    caches = [at for at, part in enumerate(parts[:-1]) if part == "snapshots" and parts[at - 1].startswith("models--")]
+    if caches:
+        repo = parts[caches[-1] - 1].removeprefix("models--").replace("--", "/")
+        return {"repo": repo, "subfolder": subfolder, "revision": parts[caches[-1] + 1]}
     is_repo = bool(pipeline_source) and not os.path.exists(pipeline_source) and pipeline_source.count("/") <= 1
     return {"repo": pipeline_source if is_repo else None, "subfolder": subfolder, "revision": revision}

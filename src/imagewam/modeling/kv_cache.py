@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+from diffusers.models.attention_dispatch import AttentionBackendName
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -178,6 +179,11 @@ class KVTap:
             if processor._tap_slot is not None:
                 raise RuntimeError(f"{name} is already being captured or prefixed by an enclosing block")
 
+    def set_attention_backend(self, backend: AttentionBackendName | None) -> None:
+        """diffusers attention backend of the tapped layers alone; the model's own switch also sets the process's."""
+        for processor in self._processors:
+            processor._attention_backend = backend
+
     def enable_gradient_checkpointing(self) -> None:
         """Checkpoint the transformer's blocks so that recomputation replays the captures and prefixes exactly."""
         self.transformer.enable_gradient_checkpointing(self.checkpoint)
@@ -309,6 +315,8 @@ def _tapped_dispatch(dispatch: Callable) -> Callable:
             return dispatch(query, key, value, attn_mask, *args, **kwargs)
         if kwargs.get("parallel_config") is not None:
             raise ValueError("context parallelism splits the sequence below the tap; it cannot be combined with it")
+        if kwargs.get("is_causal") and slot.prefix is not None:
+            raise ValueError("a prefix cannot stand in front of causal attention: its mask would shift")
         return slot.attend(lambda q, k, v, m: dispatch(q, k, v, m, *args, **kwargs), query, key, value, attn_mask)
 
     tapped._tap = True
@@ -329,6 +337,10 @@ class _TappedFunctional:
         slot = _published.slot
         if slot is None:
             return sdpa(query, key, value, attn_mask, *args, **kwargs)
+        if kwargs.get("is_causal") and slot.prefix is not None:
+            raise ValueError("a prefix cannot stand in front of causal attention: its mask would shift")
+        if attn_mask is not None and attn_mask.ndim == 2:
+            attn_mask = attn_mask[None, None]  # [queries, keys] here, where diffusers' dispatch means [batch, keys]
 
         def attention(q, k, v, mask):
             q, k, v = (x.transpose(1, 2) for x in (q, k, v))

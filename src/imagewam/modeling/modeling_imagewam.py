@@ -5,12 +5,18 @@ context -> (target) -> actions. The same calls serve training and inference.
 """
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub import CommitInfo, HfApi
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -24,16 +30,16 @@ from .backbones import family_of_pipeline, get_family
 from .frozen_parts import save_frozen_part
 from .kv_cache import KVCache
 from .memory import align_weights
-from .prompt import append_state_token, trim_padding
+from .prompt_tokens import append_state_token, trim_padding
 from .weight_copy import copy_editing_weights
 
 # transformers' names of attention implementations -> diffusers' names of attention backends.
 ATTENTION_BACKENDS = {
-    "sdpa": "native",
+    "sdpa": None,  # diffusers' own default, so that its switches keep working
     "eager": "_native_math",
     "flex_attention": "flex",
-    "flash_attention_2": "flash",
-    "flash_attention_3": "_flash_3",
+    "flash_attention_2": "flash_varlen",  # the variable-length kernels take the mask of a ragged batch
+    "flash_attention_3": "_flash_varlen_3",
 }
 
 Grid = tuple[int, int]
@@ -155,7 +161,7 @@ class ImageWAMForActionPrediction(PreTrainedModel):
         Raises:
             ValueError: an input is missing or has the wrong shape.
         """
-        self._check_actions(actions)
+        self._check_actions(actions, action_is_pad)
         image_latents, image_grid = self._image_latents(pixel_values, image_latents, image_grid)
         target_latents = self._target_latents(target_pixel_values, target_latents, image_latents)
         batch_size, device = image_latents.shape[0], image_latents.device
@@ -330,7 +336,8 @@ class ImageWAMForActionPrediction(PreTrainedModel):
                 latents = self._image_noise(context, generator, image_noise)
             velocity, _ = self.backbone.predict_velocity(latents, time, context)
             latents = scheduler.step(velocity.to(latents.dtype), t, latents, return_dict=False)[0]
-        return self.backbone.decode_image(latents, inputs["image_grid"]).float()
+        with self._frozen():
+            return self.backbone.decode_image(latents, inputs["image_grid"]).float()
 
     # Inputs
 
@@ -350,15 +357,21 @@ class ImageWAMForActionPrediction(PreTrainedModel):
             )
         return image_latents.float(), image_grid
 
-    @torch.no_grad()
     def _encode_image(self, pixel_values: Tensor) -> tuple[Tensor, Grid]:
-        latents, grid = self.backbone.encode_image(pixel_values)
+        with self._frozen():
+            latents, grid = self.backbone.encode_image(pixel_values)
         if latents.shape[-1] != self.backbone.latent_channels:
             raise ValueError(
                 f"the VAE gives tokens of {latents.shape[-1]} channels, the editing transformer takes "
                 f"{self.backbone.latent_channels}: they do not belong together"
             )
         return latents.float(), grid
+
+    @contextmanager
+    def _frozen(self) -> Iterator[None]:
+        """Frozen parts compute in their own dtype, in mixed-precision training as at inference."""
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            yield
 
     def _target_latents(self, pixel_values, target_latents, image_latents) -> Tensor | None:
         if target_latents is None and pixel_values is not None:
@@ -382,7 +395,7 @@ class ImageWAMForActionPrediction(PreTrainedModel):
             if input_ids is None:
                 raise ValueError("the policy needs input_ids with attention_mask, or prompt_embeds")
             prompt_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-            with torch.no_grad():
+            with self._frozen():
                 prompt_embeds = self.backbone.encode_instruction(input_ids, prompt_mask)
         elif prompt_mask is None:
             prompt_mask = torch.ones(prompt_embeds.shape[:2], device=prompt_embeds.device)
@@ -391,7 +404,7 @@ class ImageWAMForActionPrediction(PreTrainedModel):
                 f"instruction embeddings must be [{batch_size}, L, {self.backbone.text_dim}], "
                 f"got {list(prompt_embeds.shape)}"
             )
-        prompt_embeds, prompt_mask = trim_padding(prompt_embeds, prompt_mask.bool())
+        prompt_embeds, prompt_mask = trim_padding(prompt_embeds.to(self.dtype), prompt_mask.bool())
         if self.state_encoder is not None:
             token = self.state_encoder(self._state(state, batch_size).to(self.state_encoder.weight.dtype))
             prompt_embeds, prompt_mask = append_state_token(prompt_embeds, prompt_mask, token)
@@ -404,11 +417,13 @@ class ImageWAMForActionPrediction(PreTrainedModel):
             raise ValueError(f"the policy was built for a state of {list(expected)} (batch, state_dim), got {got}")
         return state
 
-    def _check_actions(self, actions: Tensor | None) -> None:
+    def _check_actions(self, actions: Tensor | None, is_pad: Tensor | None) -> None:
         expected = (self.config.action_horizon, self.config.action_dim)
         if actions is None or tuple(actions.shape[1:]) != expected:
             got = "none" if actions is None else list(actions.shape)
             raise ValueError(f"the policy was built for actions [B, {expected[0]}, {expected[1]}], got {got}")
+        if is_pad is not None and is_pad.shape != actions.shape[:2]:
+            raise ValueError(f"action_is_pad must be {list(actions.shape[:2])}, got {list(is_pad.shape)}")
 
     # Flow
 
@@ -441,7 +456,9 @@ class ImageWAMForActionPrediction(PreTrainedModel):
 
     # Gradient checkpointing and attention backends
 
-    def _set_gradient_checkpointing(self, enable: bool = True, **kwargs) -> None:
+    def _set_gradient_checkpointing(self, enable: bool = True, every_n_layers: int = 1, **kwargs) -> None:
+        if every_n_layers != 1:
+            raise ValueError(f"the policy checkpoints every block or none, not every {every_n_layers}")
         super()._set_gradient_checkpointing(enable=enable, **kwargs)
         if enable:
             self.backbone.tap.enable_gradient_checkpointing()
@@ -452,12 +469,11 @@ class ImageWAMForActionPrediction(PreTrainedModel):
 
     def _use_attention_backend(self) -> None:
         name = self.config._attn_implementation
-        if name == "sdpa":
-            return  # diffusers' own default, so that its switches keep working
         if name not in ATTENTION_BACKENDS:
             raise ValueError(f"attn_implementation is one of {sorted(ATTENTION_BACKENDS)}, got {name!r}")
-        self.backbone.transformer.set_attention_backend(ATTENTION_BACKENDS[name])
-        self.action_expert.set_attention_backend(ATTENTION_BACKENDS[name])
+        backend = ATTENTION_BACKENDS[name] and AttentionBackendName(ATTENTION_BACKENDS[name])
+        self.backbone.tap.set_attention_backend(backend)
+        self.action_expert.set_attention_backend(backend)
 
     # LoRA
 
@@ -482,7 +498,7 @@ class ImageWAMForActionPrediction(PreTrainedModel):
         pipeline: DiffusionPipeline | str | os.PathLike,
         *,
         revision: str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         preset: str = "paper",
         weight_copy: str | None = "per_segment",
         backbone_options: dict[str, Any] | None = None,
@@ -492,13 +508,17 @@ class ImageWAMForActionPrediction(PreTrainedModel):
 
         Args:
             pipeline: the pipeline (the policy takes over its transformer object), or the folder or hub repo of one.
-            revision, dtype: for loading it.
+            revision: of the repo.
+            dtype: of the policy and its frozen parts; what the pipeline has, or float32, by default.
             preset: `"paper"` or `"published"`, see `ImageWAMConfig.from_preset`.
             weight_copy: how the action expert starts: `"per_segment"`, `"one_axis"` (the published way), or None for
                 fresh weights.
             backbone_options: the family's own options, e.g. `{"rope_dtype": "model"}`.
             **config_kwargs: `action_dim`, `state_dim`, `action_horizon` and the rest of `ImageWAMConfig`.
         """
+        if weight_copy not in ("per_segment", "one_axis", None):
+            raise ValueError(f"weight_copy is 'per_segment', 'one_axis' or None, got {weight_copy!r}")
+        dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         source = getattr(pipeline, "name_or_path", None)
         if isinstance(pipeline, (str, os.PathLike)):
             source = str(pipeline)
@@ -509,11 +529,11 @@ class ImageWAMForActionPrediction(PreTrainedModel):
         backbone = {**family.backbone_config(pipeline), **(backbone_options or {})}
         policy = cls(ImageWAMConfig.from_preset(preset, backbone=backbone, **config_kwargs), pipeline.transformer)
         if weight_copy is not None:
-            per_segment = {"per_segment": True, "one_axis": False}[weight_copy]
+            per_segment = weight_copy == "per_segment"
             copy_editing_weights(policy.action_expert, pipeline.transformer, per_segment=per_segment)
         policy.to(pipeline.transformer.device, pipeline.transformer.dtype)
         policy.backbone.attach_pipeline(pipeline, source, revision)
-        return policy
+        return policy if dtype is None else policy.to(dtype)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
@@ -564,7 +584,7 @@ class ImageWAMForActionPrediction(PreTrainedModel):
         if not save_frozen:
             self.check_frozen_references()
         references = self.config.frozen_parts
-        with atomic_folder(save_directory) as staging:
+        with atomic_folder(save_directory, replaces=("model*.safetensors", "model.safetensors.index.json")) as staging:
             try:
                 if save_frozen:
                     self.config.frozen_parts = self._save_frozen(staging)
@@ -572,7 +592,36 @@ class ImageWAMForActionPrediction(PreTrainedModel):
             finally:
                 self.config.frozen_parts = references
         if push_to_hub:
-            self.push_to_hub(kwargs.get("repo_id") or os.path.basename(os.path.normpath(save_directory)))
+            self.push_to_hub(Path(save_directory).name, save_frozen=save_frozen)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        save_frozen: bool = False,
+        commit_message: str = "Upload policy",
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        **kwargs: Any,
+    ) -> CommitInfo:
+        """Upload what `save_pretrained` writes; all else in the repo stays as it is.
+
+        Args:
+            save_frozen, **kwargs: for `save_pretrained`.
+        """
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, save_frozen=save_frozen, **kwargs)
+            return api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=commit_message,
+                revision=revision,
+                create_pr=create_pr,
+            )
 
     def _save_frozen(self, folder: str) -> dict[str, dict]:
         references = dict(self.config.frozen_parts)

@@ -98,6 +98,11 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
     def latent_channels(self) -> int:
         """Width of a packed latent token."""
 
+    @property
+    @abstractmethod
+    def image_multiple(self) -> int:
+        """Pixels per image token: heights and widths must be multiples of it. Asks the VAE's config."""
+
     # The three calls
 
     @abstractmethod

@@ -81,10 +81,18 @@ class Flux2KleinBackbone(EditingBackbone):
     def latent_channels(self) -> int:
         return self.transformer.config.in_channels
 
+    @property
+    def image_multiple(self) -> int:
+        return 2 ** len(self.frozen_part("vae").config.block_out_channels)
+
     def encode_instruction(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Hidden states of `text_layers`, concatenated in that order per token: `[B, L, text_dim]`."""
         output = self.frozen_part("text_encoder")(
-            input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True, use_cache=False
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            output_hidden_states=True,
+            use_cache=False,
+            logits_to_keep=1,  # none is needed
         )
         layers = self.config.backbone.get("text_layers", self.text_layers)
         return torch.cat([output.hidden_states[layer] for layer in layers], dim=-1)
@@ -92,8 +100,7 @@ class Flux2KleinBackbone(EditingBackbone):
     def encode_image(self, pixel_values: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Mean of the VAE posterior, 2x2 patches as channels, normalised by the VAE's batch-norm statistics."""
         vae = self.frozen_part("vae")
-        multiple = 2 ** len(vae.config.block_out_channels)
-        height, width = pixel_values.shape[-2:]
+        multiple, (height, width) = self.image_multiple, pixel_values.shape[-2:]
         if height % multiple or width % multiple:
             raise ValueError(f"image height and width must be multiples of {multiple}, got {height} x {width}")
         latents = Flux2KleinPipeline._patchify_latents(vae.encode(pixel_values.to(vae.dtype)).latent_dist.mode())
