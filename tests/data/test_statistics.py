@@ -1,9 +1,11 @@
 import json
+import weakref
 
 import numpy as np
 import pytest
 
 from imagewam.data import LeRobotDataset, compute_statistics
+from imagewam.data.statistics import describe
 
 FUNCTIONS = {
     "min": lambda values: values.min(axis=0),
@@ -50,6 +52,20 @@ def test_relative_statistics_are_those_of_every_step_inside_an_episode(v21_root,
     for dimension, values in columns.items():
         assert_statistics({name: found[name][dimension] for name in FUNCTIONS}, values)
     assert found["count"] == 20
+
+
+def test_one_dimension_at_a_time_is_held():
+    """The columns may be far larger together than memory."""
+    made = []
+
+    def columns():
+        for size in range(1, 6):
+            column = np.arange(size, dtype=np.float32)
+            made.append(weakref.ref(column))
+            assert sum(reference() is not None for reference in made) <= 2  # the last one and the one before
+            yield column
+
+    assert describe(columns(), ["q50"])["q50"] == [0.0, 0.5, 1.0, 1.5, 2.0]
 
 
 def test_relative_dimensions_must_fit_the_dataset(v3_root):

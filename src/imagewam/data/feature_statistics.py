@@ -2,16 +2,15 @@
 
 import numpy as np
 
-from .statistics import describe
+from .statistics import QUANTILES, describe
 
-QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 SAMPLED_FRAMES = 32
 SAMPLED_WIDTH = 160
 
 
 def vector_statistics(values: np.ndarray) -> dict[str, list]:
     """Statistics of [T, D] values: lists [D], and count [1]."""
-    return describe(values.T, QUANTILES) | {"count": [len(values)]}
+    return describe(values.T) | {"count": [len(values)]}
 
 
 def image_statistics(frames: np.ndarray) -> dict[str, list]:
@@ -19,7 +18,7 @@ def image_statistics(frames: np.ndarray) -> dict[str, list]:
     every = -(-len(frames) // SAMPLED_FRAMES)
     step = -(-frames.shape[2] // SAMPLED_WIDTH)
     sampled = frames[::every, ::step, ::step]
-    summary = describe(sampled.reshape(-1, 3).T / 255, QUANTILES)
+    summary = describe(sampled.reshape(-1, 3).T / 255)
     return {name: [[[value]] for value in values] for name, values in summary.items()} | {"count": [len(sampled)]}
 
 

@@ -1,12 +1,15 @@
 """Exact statistics of states and actions, for the processor's normalisation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from .lerobot_dataset import ACTION_KEY, STATE_KEY, LeRobotDataset
 
-QUANTILES = {"q01": 0.01, "q99": 0.99}
+QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
+MEASURES = {"min": np.min, "max": np.max, "mean": np.mean, "std": np.std}
 
 
 def compute_statistics(
@@ -27,33 +30,53 @@ def compute_statistics(
         ValueError: NaN or infinity in the data, or `relative_to_state` does not fit the dataset.
     """
     states, actions, remaining = _read(dataset)
-    action_columns = list(actions.T)
-    if relative_to_state is not None:
-        _check_relative(relative_to_state, actions.shape[1], states.shape[1])
-        for dimension, state_dimension in enumerate(relative_to_state):
-            if state_dimension is not None:
-                differences = _differences(actions[:, dimension], states[:, state_dimension], remaining, horizon)
-                action_columns[dimension] = differences
-    return {
-        name: describe(columns, QUANTILES) | {"count": len(states)}
-        for name, columns in (("state", states.T), ("action", action_columns))
-    }
+    relative = relative_to_state or (None,) * actions.shape[1]
+    _check_relative(relative, actions.shape[1], states.shape[1])
+    columns = {"state": iter(states.T), "action": _action_columns(states, actions, remaining, relative, horizon)}
+    dimensions = states.shape[1] + actions.shape[1]
+    with tqdm(total=dimensions, desc="Computing statistics", unit="dimension", delay=2) as progress:
+        return {
+            name: describe(_counted(values, progress), ("q01", "q99")) | {"count": len(states)}
+            for name, values in columns.items()
+        }
 
 
-def describe(columns: Sequence[np.ndarray], quantiles: dict[str, float]) -> dict[str, list[float]]:
-    """min, max, mean, std and the named quantiles of each column of values, accumulated in float64."""
-    columns = [np.asarray(column, dtype=np.float64) for column in columns]
-    functions = {"min": np.min, "max": np.max, "mean": np.mean, "std": np.std}
-    summary = {name: [float(function(column)) for column in columns] for name, function in functions.items()}
-    return summary | {name: [float(np.quantile(column, q)) for column in columns] for name, q in quantiles.items()}
+def describe(columns: Iterable[np.ndarray], quantiles: Iterable[str] = QUANTILES) -> dict[str, list[float]]:
+    """min, max, mean, std and the named `QUANTILES` of each column of values, accumulated in float64.
+
+    One column is held at a time, so an iterator over many long ones needs the memory of one.
+    """
+    measures = MEASURES | {name: partial(np.quantile, q=QUANTILES[name]) for name in quantiles}
+    summary: dict[str, list[float]] = {name: [] for name in measures}
+    for column in columns:
+        column = np.asarray(column, dtype=np.float64)
+        for name, measure in measures.items():
+            summary[name].append(float(measure(column)))
+    return summary
+
+
+def _counted(columns: Iterable[np.ndarray], progress: tqdm) -> Iterator[np.ndarray]:
+    for column in columns:
+        yield column
+        progress.update()
 
 
 def _read(dataset: LeRobotDataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """States [N, Ds], actions [N, Da], and for each of the N frames how many its episode has left, itself included."""
     lengths = dataset.episode_lengths
-    states = np.concatenate([dataset.values(STATE_KEY, episode) for episode in lengths])
-    actions = np.concatenate([dataset.values(ACTION_KEY, episode) for episode in lengths])
+    episodes = tqdm(lengths, desc="Reading states and actions", unit="episode", delay=2)
+    rows = [(dataset.values(STATE_KEY, episode), dataset.values(ACTION_KEY, episode)) for episode in episodes]
+    states, actions = (np.concatenate(parts) for parts in zip(*rows, strict=True))
     return states, actions, np.concatenate([np.arange(length, 0, -1) for length in lengths.values()])
+
+
+def _action_columns(
+    states: np.ndarray, actions: np.ndarray, remaining: np.ndarray, relative: Sequence[int | None], horizon: int
+) -> Iterator[np.ndarray]:
+    """Per action dimension the values to describe, made only when asked for: differences are `horizon` times as many
+    as frames."""
+    for action, state in zip(actions.T, relative, strict=True):
+        yield action if state is None else _differences(action, states[:, state], remaining, horizon)
 
 
 def _differences(action: np.ndarray, state: np.ndarray, remaining: np.ndarray, horizon: int) -> np.ndarray:
