@@ -24,11 +24,13 @@ def open_workers(stack: ExitStack, settings: DemoSettings) -> list[EnvWorker]:
 
 
 def play(predictor: PolicyPredictor, settings: DemoSettings) -> Rollouts:
-    """All closed-loop episodes, each with its trace."""
+    """All closed-loop episodes, each with its trace; ContractMismatchError if the policy is of another robot."""
     with ExitStack() as stack:
+        workers = open_workers(stack, settings)
+        predictor.check_environment(workers[0].describe())
         return run_rollouts(
             predictor,
-            open_workers(stack, settings),
+            workers,
             settings.episodes,
             replan_steps=settings.replan_steps,
             step_limit=settings.step_limit,
@@ -68,9 +70,7 @@ def imagined_futures(
     """Held-out moments: the canvas now, the real one `horizon` steps later, and the one the policy imagines."""
     policy, processor, rows = predictor.policy, predictor.processor, []
     for sample in (samples[index] for index in indices):
-        inputs = processor(
-            images=sample["images"], instruction=sample["instruction"], state=sample["state"], return_tensors="pt"
-        ).to(policy.device)
+        inputs = predictor.inputs(**{name: sample[name] for name in ("images", "instruction", "state")})
         frame = policy.predict_frame(**inputs, generator=torch.Generator().manual_seed(predictor.seed))
         now, later = processor.layout.compose(sample["images"]), processor.layout.compose(sample["target_images"])
         labels = ("now", f"{samples.horizon} steps later", "imagined by the policy")

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from transformers import BatchFeature
 
-from .environment import Observation
+from .environment import EnvironmentSpec, Observation
+from .environment_contract import check_environment
 
 
 class PolicyPredictor:
@@ -28,25 +29,28 @@ class PolicyPredictor:
         state = np.stack([seen.state for seen in observations])
         return self.processor.decode_actions(self.predict(observations).actions.float().cpu(), state=state)
 
+    def check_environment(self, spec: EnvironmentSpec) -> None:
+        """Raise ContractMismatchError, naming both sides, unless the policy was trained for such an environment."""
+        check_environment(self.processor.contract, spec)
+
     @torch.inference_mode()
     def predict(self, observations: Sequence[Observation], **options: Any) -> Any:
         """The policy's full output; `options` go to `predict_action`."""
+        inputs = self.inputs(
+            images=[seen.images for seen in observations],
+            instruction=[seen.instruction for seen in observations],
+            state=np.stack([seen.state for seen in observations]),
+        )
         return self.policy.predict_action(
-            **self.inputs(observations),
+            **inputs,
             num_inference_steps=self.num_inference_steps,
             generator=self.generators(observations),
             **options,
         )
 
-    def inputs(self, observations: Sequence[Observation]) -> BatchFeature:
-        """The observations as a batch on the policy's device."""
-        inputs = self.processor(
-            images=[seen.images for seen in observations],
-            instruction=[seen.instruction for seen in observations],
-            state=np.stack([seen.state for seen in observations]),
-            return_tensors="pt",
-        )
-        return inputs.to(self.policy.device)
+    def inputs(self, **observation: Any) -> BatchFeature:
+        """What the processor makes of images, instruction and state, on the policy's device."""
+        return self.processor(**observation, return_tensors="pt").to(self.policy.device)
 
     def generators(self, observations: Sequence[Observation]) -> list[torch.Generator]:
         """One source of noise per observation."""
