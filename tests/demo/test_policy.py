@@ -4,15 +4,17 @@ import torch
 
 from imagewam.data.action_chunks import ActionChunkDataset
 from imagewam.data.collator import ImageWAMCollator
+from imagewam.data.decoded_dataset import DecodedDataset
 from imagewam.data.statistics import compute_statistics
-from imagewam.demo.closed_loop import attention_views, imagined_futures
+from imagewam.demo.closed_loop import attention_views, imagined_futures, play
 from imagewam.demo.fitted_pipeline import canvases
-from imagewam.demo.policy import metaworld_contract, new_policy
+from imagewam.demo.policy import checkpoint_to_resume, metaworld_contract, new_policy
 from imagewam.demo.settings import DemoSettings
 from imagewam.evaluation.environment import Observation
 from imagewam.evaluation.policy_predictor import PolicyPredictor
+from imagewam.processing.contract import ContractMismatchError
 from imagewam.processing_imagewam import ImageWAMProcessor
-from imagewam.training.precomputed import DecodedDataset, PrecomputedCollator
+from imagewam.training.precomputed import PrecomputedCollator
 
 HORIZON = 4
 
@@ -46,6 +48,8 @@ def observations(samples):
 def test_frames_in_memory_are_the_frames_on_disk(dataset, recorded):
     plain = super(DecodedDataset, DecodedDataset(recorded)).frames("corner2", 2, [5, 0])
     assert np.array_equal(dataset.frames("corner2", 2, [5, 0]), plain)
+    with pytest.raises(IndexError, match="not in episode 2"):
+        dataset.frames("corner2", 2, [-1])
     assert canvases(dataset, metaworld_contract(dataset, HORIZON)).shape == (len(dataset), 32, 64, 3)
 
 
@@ -77,9 +81,29 @@ def test_another_seed_is_another_noise(predictor, observations):
     assert not np.allclose(other(observations), predictor(observations), atol=1e-3)
 
 
+@pytest.mark.sim
+def test_a_policy_for_other_pictures_is_not_played(predictor):
+    """The recorded frames are 32 pixels wide, and the state and actions are named otherwise."""
+    settings = DemoSettings(horizon=HORIZON, replan_steps=2, workers=1, image_size=64)
+    with pytest.raises(ContractMismatchError, match=r"cameras\[0\].source_size\[0\]: 32 in the policy, 64 in the env"):
+        play(predictor, settings)
+
+
 def test_views_and_futures_have_the_cameras_sizes(predictor, observations, samples):
     views = attention_views(predictor, observations)
     assert [[view.shape for view in pair] for pair in views] == [[(32, 32, 3)] * 2] * 2
     (row,) = imagined_futures(predictor, samples, [4])
     assert [image.shape for image in row.images] == [(32, 64, 3)] * 3
     assert row.title == "“turn the faucet on”"
+
+
+def test_training_goes_on_from_the_last_whole_checkpoint(tmp_path, capsys):
+    assert checkpoint_to_resume(tmp_path) is None
+    assert capsys.readouterr().out == ""
+    (tmp_path / "checkpoint-5").mkdir()  # killed while it was written
+    assert checkpoint_to_resume(tmp_path) is None
+    assert "the training starts over" in capsys.readouterr().out
+    whole = tmp_path / "checkpoint-3"
+    whole.mkdir()
+    (whole / "trainer_state.json").write_text("{}")
+    assert checkpoint_to_resume(tmp_path) == str(whole)

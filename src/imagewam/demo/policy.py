@@ -6,6 +6,7 @@ import torch
 from transformers import set_seed
 
 from ..data.action_chunks import ActionChunkDataset
+from ..data.decoded_dataset import DecodedDataset
 from ..data.lerobot_dataset import LeRobotDataset
 from ..data.statistics import compute_statistics
 from ..modeling.modeling_imagewam import ImageWAMForActionPrediction
@@ -15,7 +16,7 @@ from ..processing_imagewam import ImageWAMProcessor
 from ..training.arguments import ImageWAMTrainingArguments
 from ..training.baselines import mean_action
 from ..training.checkpoints import last_complete_checkpoint
-from ..training.precomputed import DecodedDataset, PrecomputedCollator
+from ..training.precomputed import PrecomputedCollator
 from ..training.trainer import ImageWAMTrainer
 from .fitted_pipeline import fitted_tiny_pipeline
 from .settings import DemoSettings
@@ -41,9 +42,18 @@ def train_policy(dataset_folder: Path, output_dir: Path, settings: DemoSettings)
         train_statistics=statistics,
         baselines={"mean_action": mean_action(statistics["action"]["mean"])},
     )
-    started = any(output_dir.glob("checkpoint-*"))
-    trainer.train(resume_from_checkpoint=last_complete_checkpoint(output_dir) if started else None)
+    trainer.train(resume_from_checkpoint=checkpoint_to_resume(output_dir))
     return trainer
+
+
+def checkpoint_to_resume(output_dir: Path) -> str | None:
+    """The last complete checkpoint, or None to start from step 0: in a new folder, or if the first was cut off."""
+    try:
+        return last_complete_checkpoint(output_dir)
+    except FileNotFoundError:
+        if any(output_dir.glob("checkpoint-*")):
+            print(f"      no checkpoint in {output_dir} was written to its end: the training starts over")
+        return None
 
 
 def metaworld_contract(dataset: LeRobotDataset, horizon: int) -> PolicyContract:
