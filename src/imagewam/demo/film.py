@@ -1,6 +1,5 @@
 """Films of episodes: the scene beside what the policy saw and where its actions looked, written as MP4."""
 
-import os
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -9,6 +8,7 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..atomic import atomic_file
 from ..evaluation.rollout import Trace
 
 CAPTION_HEIGHT = 32
@@ -36,14 +36,12 @@ def write_film(path: str | Path, frames: Iterable[np.ndarray], fps: int) -> None
     """Write uint8 [H, W, 3] frames (even H and W) as H.264, all or nothing."""
     frames = list(frames)
     height, width = frames[0].shape[:2]
-    temporary = Path(path).with_suffix(".tmp.mp4")
-    with av.open(str(temporary), "w") as container:
+    with atomic_file(path) as temporary, av.open(str(temporary), "w") as container:
         stream = container.add_stream("h264", rate=Fraction(fps), options={"crf": "20"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
-    os.replace(temporary, path)
 
 
 def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:

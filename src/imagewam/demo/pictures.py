@@ -1,6 +1,5 @@
 """The demo's pictures, drawn with matplotlib: losses, attention, imagined frames, success rates, and all in one."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,8 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+
+from ..atomic import atomic_file
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -93,10 +94,9 @@ def save_picture(path: str | Path, size: tuple[float, float], draw: Callable[...
     with plt.rc_context(STYLE):
         figure = plt.figure(figsize=size, layout="constrained")
         draw(figure, *arguments)
-        temporary = Path(path).with_suffix(".tmp.png")
-        figure.savefig(temporary, dpi=130)
+        with atomic_file(path) as temporary:
+            figure.savefig(temporary, dpi=130)
         plt.close(figure)
-    os.replace(temporary, path)
 
 
 def draw_summary(
