@@ -131,6 +131,16 @@ def test_every_weight_is_accounted_for(content, tmp_path):
         convert_published_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "missing", ["mixtures.video.transformer.img_in.weight", "mixtures.action.action_encoder.weight"]
+)
+def test_weights_that_tell_the_sizes_are_named_too(content, tmp_path, missing):
+    del content["mot"][missing]
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=f"it lacks .*{missing.split('.')[-2]}.weight"):
+        convert_published_checkpoint(tmp_path)
+
+
 def test_aliases_must_be_equal(content, tmp_path):
     name = "mixtures.video.single_blocks.1.linear2.weight"
     content["mot"][name] = content["mot"][name] + 1

@@ -218,6 +218,9 @@ def test_padded_actions_have_no_influence_on_the_loss(make_policy, batch):
     policy = make_policy()
     expected = policy(**batch, **TRAINING_NOISE, **TIMES).image_loss
     assert torch.equal(policy(**batch, **TRAINING_NOISE, **TIMES).image_loss, expected)
+    as_integers = {**batch, "action_is_pad": batch["action_is_pad"].int()}
+    arguments = {**TRAINING_NOISE, **TIMES}
+    assert torch.equal(policy(**as_integers, **arguments).action_loss, policy(**batch, **arguments).action_loss)
     all_pad = {**batch, "action_is_pad": torch.ones(2, 6, dtype=torch.bool)}
     assert policy(**all_pad, **TRAINING_NOISE, **TIMES).action_loss == 0
 
@@ -239,19 +242,21 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_policy, batch, mod
 
 
 @pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
-def test_attention_implementations_agree(make_policy, tiny_pipeline, observation, implementation):
-    policy = make_policy(edit_mode="prefix")
+def test_attention_implementations_agree(make_policy, observation, implementation):
+    policy, bystander = copy.deepcopy(make_policy(edit_mode="prefix")), make_policy()
+
+    def backends(policy):
+        used = {layer.processor._attention_backend for layer in policy.backbone.tap._layers.values()}
+        return used | {block.attn.backend for block in policy.action_expert._blocks}
+
     expected = policy.predict_action(**observation, **NOISE).actions
-    try:
-        policy.set_attn_implementation(implementation)
-        backends = {m.processor._attention_backend for m in policy.backbone.tap._layers.values()}
-        assert len(backends) == 1 and None not in backends
-        found = policy.predict_action(**observation, **NOISE).actions
-    finally:
-        # diffusers' switch also sets what everything else in the process uses.
-        tiny_pipeline.transformer.set_attention_backend("native")
-        tiny_pipeline.transformer.reset_attention_backend()
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    policy.set_attn_implementation(implementation)
+    assert backends(policy) == {{"eager": "_native_math", "flex_attention": "flex"}[implementation]}
+    torch.testing.assert_close(policy.predict_action(**observation, **NOISE).actions, expected, atol=1e-4, rtol=0)
+    assert backends(bystander) == {None}
+    policy.set_attn_implementation("sdpa")
+    assert backends(policy) == {None}
+    assert torch.equal(policy.predict_action(**observation, **NOISE).actions, expected)
 
 
 def test_the_edited_frame_is_a_picture_of_the_canvas(make_policy, observation):
@@ -298,6 +303,8 @@ def test_bad_inputs_are_named_on_both_sides(make_policy, observation, batch):
         policy.predict_action(**observation, image_noise=torch.zeros(2, 9, 32))
     with pytest.raises(ValueError, match=r"actions \[B, 6, 4\], got \[2, 6, 7\]"):
         policy(**{**batch, "actions": torch.zeros(2, 6, 7)})
+    with pytest.raises(ValueError, match=r"action_is_pad must be \[2, 6\], got \[2, 5\]"):
+        policy(**{**batch, "action_is_pad": torch.zeros(2, 5, dtype=torch.bool)})
     with pytest.raises(ValueError, match="target_pixel_values or target_latents"):
         policy(**{**batch, "target_pixel_values": None})
     with pytest.raises(ValueError, match="differ"):
@@ -350,6 +357,12 @@ def test_mixed_precision_trains_and_predicts(make_policy, batch, observation, mo
         loss = policy(**batch, **TRAINING_NOISE, **TIMES).loss
         actions = policy.predict_action(**observation, **NOISE).actions
     loss.backward()
+    seen = []
+    hook = policy.action_expert.time_guidance_embed.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        policy(**batch, **TRAINING_NOISE, **{**TIMES, "action_time": torch.tensor([0.9771, 0.6543])})
+    hook.remove()
+    torch.testing.assert_close(seen[0], torch.tensor([977.1, 654.3]))  # not rounded to bfloat16
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(expected.item(), rel=0.02)
     assert all(p.grad.isfinite().all() for p in policy.parameters())
     torch.testing.assert_close(actions, policy.predict_action(**observation, **NOISE).actions, atol=0.1, rtol=0)

@@ -87,7 +87,33 @@ def test_references_name_repos_and_never_paths(tmp_path):
     assert reference_to(snapshot, "vae", None, None) == {"repo": REPO, "subfolder": "vae", "revision": REVISION}
     assert reference_to(None, "vae", REPO, "v1") == {"repo": REPO, "subfolder": "vae", "revision": "v1"}
     assert reference_to(str(tmp_path), "vae", str(tmp_path), None)["repo"] is None
+    assert reference_to("/data/snapshots/flux2/vae", "vae", "/data/snapshots/flux2", None)["repo"] is None
     assert reference_to("/nowhere/base", "vae", "/nowhere/base", None)["repo"] is None
+
+
+def test_a_pipeline_from_the_hub_cache_is_referred_to(tiny_pipeline, observation, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    snapshot = hub_cache(tmp_path / "hub", tiny_pipeline)
+    tiny_pipeline.save_pretrained(snapshot)
+    policy = ImageWAMForActionPrediction.from_editing_pipeline(snapshot, state_dim=3, action_hidden_size=24).eval()
+    for name in ("vae", "text_encoder"):
+        expected = {"repo": REPO, "subfolder": name, "revision": REVISION}
+        assert policy.config.frozen_parts[name] == expected
+    assert policy.backbone.tokenizer_source == {"repo": REPO, "subfolder": "tokenizer", "revision": REVISION}
+    policy.save_pretrained(tmp_path / "policy")
+    loaded = ImageWAMForActionPrediction.from_pretrained(tmp_path / "policy")
+    expected = policy.predict_action(**observation, generator=seeded()).actions
+    assert torch.equal(loaded.predict_action(**observation, generator=seeded()).actions, expected)
+
+
+def test_saving_again_in_other_shards_leaves_no_stale_weights(make_policy, tmp_path):
+    policy = copy.deepcopy(make_policy())
+    for value, options in ((1.0, {}), (2.0, {"max_shard_size": "100KB"}), (3.0, {})):
+        torch.nn.init.constant_(policy.action_expert.proj_out.weight, value)
+        policy.save_pretrained(tmp_path, save_frozen=True, **options)
+        loaded = ImageWAMForActionPrediction.from_pretrained(tmp_path)
+        assert (loaded.action_expert.proj_out.weight == value).all()
 
 
 def test_parts_that_no_repo_holds_must_be_saved(make_policy, tmp_path):
@@ -146,6 +172,14 @@ def test_a_truncated_weight_file_is_an_error(make_policy, tmp_path, keep):
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(OSError, match=f"{tmp_path} is corrupt or truncated"):
         ImageWAMForActionPrediction.from_pretrained(tmp_path)
+
+
+def test_a_truncated_frozen_part_is_an_error(make_policy, observation, tmp_path):
+    make_policy().save_pretrained(tmp_path, save_frozen=True)
+    file = tmp_path / "frozen" / "vae" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(OSError, match="vae"):
+        ImageWAMForActionPrediction.from_pretrained(tmp_path).predict_action(**observation)
 
 
 def test_saving_that_fails_leaves_nothing_behind(make_policy, tmp_path, monkeypatch):

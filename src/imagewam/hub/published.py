@@ -68,7 +68,7 @@ def convert_published_checkpoint(
 
 def _convert_policy(content: dict, checkpoint: Path, backbone_config: dict) -> ImageWAMForActionPrediction:
     editing, action, state = _split_weights(content, checkpoint)
-    network = {**_network_config(editing), **backbone_config}
+    network = {**_network_config(editing, checkpoint), **backbone_config}
     editing = _to_diffusers(editing, checkpoint)
     action = _to_diffusers(action, checkpoint)
     weights = {
@@ -77,8 +77,8 @@ def _convert_policy(content: dict, checkpoint: Path, backbone_config: dict) -> I
         **{f"state_encoder.{name}": tensor for name, tensor in state.items()},
     }
     weights = {name: _own_storage(tensor) for name, tensor in weights.items()}
-    hidden_size, action_dim = weights["action_expert.action_encoder.weight"].shape
-    mlp_width = weights["action_expert.transformer_blocks.0.ff.linear_out.weight"].shape[1]
+    hidden_size, action_dim = _needed(weights, "action_expert.action_encoder.weight", checkpoint).shape
+    mlp_width = _needed(weights, "action_expert.transformer_blocks.0.ff.linear_out.weight", checkpoint).shape[1]
     frozen_parts = _frozen_parts(network["joint_attention_dim"])
     tokenizer_source = frozen_parts.pop("tokenizer", None)
     config = ImageWAMConfig.from_preset(
@@ -86,7 +86,7 @@ def _convert_policy(content: dict, checkpoint: Path, backbone_config: dict) -> I
         backbone={"family": "flux2-klein", "transformer": network, "rope_dtype": "model"},
         frozen_parts=frozen_parts,
         action_dim=action_dim,
-        state_dim=state["weight"].shape[1] if state else 0,
+        state_dim=_needed(weights, "state_encoder.weight", checkpoint).shape[1] if state else 0,
         action_horizon=_HORIZON,
         action_hidden_size=hidden_size,
         action_mlp_ratio=mlp_width / hidden_size,
@@ -152,15 +152,18 @@ def _own_storage(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
 
-def _network_config(editing: Weights) -> dict[str, Any]:
+def _needed(weights: Weights, name: str, checkpoint: Path) -> Tensor:
+    if name not in weights:
+        raise ValueError(f"{checkpoint} does not hold the weights of a policy on FLUX.2: it lacks {name}")
+    return weights[name]
+
+
+def _network_config(editing: Weights, checkpoint: Path) -> dict[str, Any]:
     """What the weights tell of `Flux2Transformer2DModel`'s config; RoPE axes are FLUX.2's four equal ones."""
-    try:
-        width, in_channels = editing["img_in.weight"].shape
-        head_dim = editing["single_blocks.0.norm.query_norm.scale"].shape[0]
-        mlp_width = editing["double_blocks.0.img_mlp.2.weight"].shape[1]
-        text_dim = editing["txt_in.weight"].shape[1]
-    except KeyError as error:
-        raise ValueError(f"the editing transformer has no {error}; found {sorted(editing)[:8]}, ...") from error
+    width, in_channels = _needed(editing, "img_in.weight", checkpoint).shape
+    head_dim = _needed(editing, "single_blocks.0.norm.query_norm.scale", checkpoint).shape[0]
+    mlp_width = _needed(editing, "double_blocks.0.img_mlp.2.weight", checkpoint).shape[1]
+    text_dim = _needed(editing, "txt_in.weight", checkpoint).shape[1]
     return {
         "in_channels": in_channels,
         "num_layers": _count_blocks(editing, "double_blocks"),

@@ -5,10 +5,12 @@ import pytest
 import torch
 from diffusers import Flux2KleinPipeline, Flux2Pipeline, Flux2Transformer2DModel
 from PIL import Image
+from transformers import Mistral3Config, Mistral3ForConditionalGeneration
 
 from imagewam import ImageWAMConfig, ImageWAMForActionPrediction
-from imagewam.demo.tiny_pipeline import build_tiny_pipeline
+from imagewam.demo.tiny_pipeline import build_tiny_pipeline, build_tiny_tokenizer
 from imagewam.modeling.backbones.flux2 import ModelDtypePosEmbed
+from imagewam.processing.prompt import tokenize as tokenize_prompt
 
 INSTRUCTION = "open the drawer"
 
@@ -139,16 +141,50 @@ def test_padding_of_the_text_encoder_is_no_padding(pipeline, policy):
     torch.testing.assert_close(padded, expected, atol=2e-5, rtol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def dev_pipeline(pipeline) -> Flux2Pipeline:
+    """FLUX.2 dev in small: a Mistral 3 text encoder, guidance embedded."""
+    tokenizer = build_tiny_tokenizer([INSTRUCTION])
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{% for c in m.content %}{{ c.text }}{% endfor %}{% endfor %}"
+    )
+    text = {"model_type": "mistral", "num_hidden_layers": 31, "num_key_value_heads": 1, "vocab_size": len(tokenizer)}
+    vision = {"model_type": "pixtral", "num_hidden_layers": 1, "image_size": 32, "patch_size": 8}
+    size = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "head_dim": 16}
+    return Flux2Pipeline(
+        scheduler=pipeline.scheduler,
+        vae=pipeline.vae,
+        text_encoder=Mistral3ForConditionalGeneration(
+            Mistral3Config(text_config={**text, **size}, vision_config={**vision, **size}, image_token_index=5)
+        ).eval(),
+        tokenizer=tokenizer,
+        transformer=Flux2Transformer2DModel.from_config({**pipeline.transformer.config, "guidance_embeds": True}),
+    )
+
+
 @torch.no_grad()
-def test_dev_embeds_its_guidance(pipeline, image):
-    network = {**pipeline.transformer.config, "guidance_embeds": True}
-    config = {"family": "flux2", "transformer": network, "guidance_scale": 2.5}
-    policy = ImageWAMForActionPrediction(ImageWAMConfig(backbone=config, action_hidden_size=32))
-    latents = torch.randn(2, 24, 32)
-    call = policy.backbone.context_call(torch.randn(2, 3, 96), None, latents, (4, 6), torch.tensor([0.5, 0.0]))
-    assert call.kwargs["guidance"].tolist() == [2.5, 2.5]
-    assert "Flux2Pipeline" in policy.backbone.pipeline_classes and policy.backbone.prompt_format["content_parts"]
-    assert issubclass(Flux2Pipeline, object) and policy.backbone.transformer.config.guidance_embeds
+def test_hands_over_what_the_dev_pipeline_hands_over(dev_pipeline, image, tmp_path):
+    policy = ImageWAMForActionPrediction.from_editing_pipeline(
+        dev_pipeline, action_dim=4, state_dim=0, action_hidden_size=32, backbone_options={"guidance_scale": 1.0}
+    )
+    prompt = tokenize_prompt(policy.backbone.tokenizer, [INSTRUCTION], "{instruction}", policy.backbone.prompt_format)
+    tokens = {name: torch.from_numpy(ids) for name, ids in prompt.items()}
+    prompt_embeds = policy.backbone.encode_instruction(tokens["input_ids"], tokens["attention_mask"])
+    latents, grid = policy.backbone.encode_image(pixels(image))
+    recorded = record_calls(dev_pipeline, image)[0]
+    context = policy.backbone.context_call(prompt_embeds, None, latents, grid, recorded["timestep"]).kwargs
+    length = prompt_embeds.shape[1]
+    torch.testing.assert_close(
+        recorded["encoder_hidden_states"][:, :length], context["encoder_hidden_states"], atol=1e-5, rtol=1e-5
+    )
+    assert torch.equal(recorded["guidance"], context["guidance"])
+    assert torch.equal(recorded["txt_ids"][0, :length], context["txt_ids"])
+    assert torch.equal(recorded["img_ids"][0, -latents.shape[1] :], context["img_ids"])
+    policy.save_pretrained(tmp_path, save_frozen=True)
+    loaded = ImageWAMForActionPrediction.from_pretrained(tmp_path)
+    assert type(loaded.backbone).__name__ == "Flux2Backbone"
+    found = loaded.backbone.encode_instruction(tokens["input_ids"], tokens["attention_mask"])
+    assert torch.equal(found, prompt_embeds)
 
 
 def test_published_rope_tables():

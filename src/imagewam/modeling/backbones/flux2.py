@@ -180,6 +180,13 @@ class Flux2Backbone(Flux2KleinBackbone):
     text_layers = (10, 20, 30)
     guidance_embeds = True
 
+    def attach_pipeline(self, pipeline: DiffusionPipeline, source: str | None, revision: str | None) -> None:
+        """The pipeline's `tokenizer` is a processor for images and text; instructions need its text half only."""
+        super().attach_pipeline(pipeline, source, revision)
+        if hasattr(pipeline.tokenizer, "tokenizer"):
+            self.tokenizer = pipeline.tokenizer.tokenizer
+            self.tokenizer.chat_template = self.tokenizer.chat_template or pipeline.tokenizer.chat_template
+
     def _guidance(self, timestep: Tensor) -> Tensor | None:
         return torch.full_like(timestep, self.config.backbone.get("guidance_scale", 4.0), dtype=torch.float32)
 
