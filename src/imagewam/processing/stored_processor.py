@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import PROCESSOR_NAME
 
 from ..atomic import atomic_write_text
-from .tokenizer_files import OWN_TOKENIZER, check_source, load_tokenizer, names_a_repo, save_tokenizer
+from ..references import names_a_repo
+from .tokenizer_files import OWN_TOKENIZER, check_source, load_tokenizer, save_tokenizer
 
 
 class StoredProcessor(ProcessorMixin):
@@ -56,7 +57,8 @@ class StoredProcessor(ProcessorMixin):
         """Reference that a saved checkpoint holds: a Hub repo as it is, anything else moves into the checkpoint."""
         if self.tokenizer_source is None and self._tokenizer is None:
             return None
-        return OWN_TOKENIZER if save_frozen or not names_a_repo(self.tokenizer_source) else self.tokenizer_source
+        repo = self.tokenizer_source["repo"] if self.tokenizer_source is not None else None
+        return OWN_TOKENIZER if save_frozen or not names_a_repo(repo) else self.tokenizer_source
 
     @classmethod
     def get_attributes(cls) -> list[str]:

@@ -19,12 +19,6 @@ def check_source(source: dict[str, str | None]) -> dict[str, str | None]:
     return dict(source)
 
 
-def names_a_repo(source: dict[str, str | None] | None) -> bool:
-    """Whether the reference means the same on every machine: a Hub repo, no folder of this one."""
-    repo = (source or {}).get("repo")
-    return bool(repo) and not os.path.isabs(repo) and not os.path.isdir(repo)
-
-
 def load_tokenizer(repo: str, subfolder: str | None, **hub_kwargs: Any) -> PreTrainedTokenizerBase:
     """Tokenizer from a Hub repo or a local folder; nothing is fetched where `repo` is a folder.
 
