@@ -7,11 +7,11 @@ from pathlib import Path
 
 from ..atomic import atomic_folder, atomic_write_text
 from ..data.action_chunks import ActionChunkDataset
+from ..data.decoded_dataset import DecodedDataset
 from ..evaluation.experts import record_dataset
 from ..evaluation.policy_predictor import PolicyPredictor
 from ..modeling.modeling_imagewam import ImageWAMForActionPrediction
 from ..processing_imagewam import ImageWAMProcessor
-from ..training.precomputed import DecodedDataset
 from .closed_loop import open_workers, play
 from .policy import train_policy
 from .report import write_report

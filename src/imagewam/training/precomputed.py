@@ -1,10 +1,10 @@
 """Training on a small dataset without decoder, VAE and text encoder in the loop: each runs once per frame or text."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import BatchFeature
 
@@ -15,24 +15,10 @@ from ..processing_imagewam import ImageWAMProcessor
 BATCH_SIZE = 32
 
 
-class DecodedDataset(LeRobotDataset):
-    """A LeRobot folder small enough to keep all its frames in memory; each episode is decoded once, in order."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self._decoded: dict[tuple[str, int], list[np.ndarray]] = {}
-
-    def frames(self, camera: str, episode_index: int, frame_indices: Sequence[int]) -> list[np.ndarray]:
-        if (camera, episode_index) not in self._decoded:
-            everything = range(self.episode_lengths[episode_index])
-            self._decoded[camera, episode_index] = super().frames(camera, episode_index, everything)
-        return [self._decoded[camera, episode_index][index] for index in frame_indices]
-
-
 class PrecomputedCollator:
     """Like `ImageWAMCollator`, with image latents and instruction embeddings in place of pictures and words.
 
-    Everything is encoded when the collator is made.
+    Everything is encoded when the collator is made, on the policy's device, and kept in main memory.
 
     Args:
         policy: its VAE and text encoder must not change afterwards.
@@ -51,9 +37,8 @@ class PrecomputedCollator:
         for dataset in datasets:
             for episode in tqdm(dataset.episode_lengths, desc="encoding frames", unit="episode"):
                 self._latents[episode], self._grid = _encode_episode(policy, processor, dataset, episode)
-        texts = sorted({text for dataset in datasets for text in dataset.tasks.values()})
-        self._embeds, self._mask = _encode_texts(policy, processor, texts)
-        self._row = {text: row for row, text in enumerate(texts)}
+        texts = {text for dataset in datasets for text in dataset.tasks.values()}
+        self._prompts = {text: _encode_text(policy, processor, text) for text in sorted(texts)}  # [L, text_dim]
 
     def __call__(self, samples: Sequence[dict]) -> BatchFeature:
         """Batch with image_latents, target_latents, image_grid, prompt_embeds, prompt_attention_mask, state, actions
@@ -64,8 +49,10 @@ class PrecomputedCollator:
             action_is_pad=np.stack([sample["action_is_pad"] for sample in samples]),
             return_tensors="pt",
         )
-        rows = [self._row[sample["instruction"]] for sample in samples]
-        batch["prompt_embeds"], batch["prompt_attention_mask"] = self._embeds[rows], self._mask[rows]
+        prompts = [self._prompts[sample["instruction"]] for sample in samples]
+        masks = [torch.ones(len(prompt), dtype=torch.long) for prompt in prompts]
+        batch["prompt_embeds"] = pad_sequence(prompts, batch_first=True)
+        batch["prompt_attention_mask"] = pad_sequence(masks, batch_first=True)
         batch["image_latents"] = torch.stack([self._latent(sample, ahead=0) for sample in samples])
         batch["target_latents"] = torch.stack([self._latent(sample, ahead=self.horizon) for sample in samples])
         batch["image_grid"] = self._grid  # no tensor: nothing may split it along the batch
@@ -76,7 +63,7 @@ class PrecomputedCollator:
         return episode[min(sample["frame_index"] + ahead, len(episode) - 1)]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _encode_episode(policy, processor, dataset, episode: int) -> tuple[torch.Tensor, tuple[int, int]]:
     length = dataset.episode_lengths[episode]
     cameras = [camera.name for camera in processor.contract.cameras]
@@ -89,12 +76,11 @@ def _encode_episode(policy, processor, dataset, episode: int) -> tuple[torch.Ten
         batch = processor(images=images[chosen], state=states[chosen], return_tensors="pt")
         latents, grid = policy.backbone.encode_image(batch["pixel_values"].to(policy.device))
         tokens.append(latents.cpu())
-    return torch.cat(tokens).clone(), grid
+    return torch.cat(tokens), grid
 
 
-@torch.inference_mode()
-def _encode_texts(policy, processor, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    states = np.zeros((len(texts), len(processor.contract.state.names)), dtype=np.float32)
-    batch = processor(instruction=texts, state=states, return_tensors="pt").to(policy.device)
-    embeds = policy.backbone.encode_instruction(batch["input_ids"], batch["attention_mask"])
-    return embeds.cpu().clone(), batch["attention_mask"].cpu()
+@torch.no_grad()
+def _encode_text(policy, processor, text: str) -> torch.Tensor:
+    states = np.zeros((1, len(processor.contract.state.names)), dtype=np.float32)
+    batch = processor(instruction=[text], state=states, return_tensors="pt").to(policy.device)
+    return policy.backbone.encode_instruction(batch["input_ids"], batch["attention_mask"])[0].cpu()
