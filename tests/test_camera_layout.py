@@ -85,8 +85,12 @@ def test_wrong_cameras_are_named_on_both_sides():
         (np.zeros((8, 8, 3), np.float32), r"float32 \[8, 8, 3\]"),
         (np.zeros((3, 8, 8), np.uint8), r"uint8 \[3, 8, 8\]"),
         (np.zeros((8, 8), np.uint8), r"uint8 \[8, 8\]"),
+        (np.zeros((8, 8, 1), np.uint8), r"uint8 \[8, 8, 1\]"),
+        (np.zeros((8, 8, 4), np.uint8), r"uint8 \[8, 8, 4\]"),
+        (np.zeros((8, 8, 3), np.int64), r"int64 \[8, 8, 3\]"),
         (np.zeros((0, 8, 3), np.uint8), r"uint8 \[0, 8, 3\]"),
         (Image.new("L", (8, 8)), "mode L"),
+        (Image.new("RGBA", (8, 8)), "mode RGBA"),
         (None, "NoneType"),
     ],
 )

@@ -76,20 +76,39 @@ def test_a_pickled_dataset_reads_on(root):
     np.testing.assert_array_equal(copy.values("action", 1), dataset.values("action", 1))
 
 
-def test_images_stored_in_the_rows_are_read(v3_root, episodes):
-    """A camera of dtype `image` has its frames as PNG in the data files."""
-    path = v3_root / "data" / "chunk-000" / "file-000.parquet"
-    frames = [Image.fromarray(frame) for episode in episodes for frame in episode["observation.images.top"]]
+def store_images_in_the_rows(root, frames):
+    """Turn the camera into one of dtype `image`, whose frames lie as PNG in the data files."""
+    path = root / "data" / "chunk-000" / "file-000.parquet"
     rows = datasets.Dataset.from_parquet(str(path)).add_column("observation.images.top", [None] * len(frames))
     rows = rows.cast_column("observation.images.top", datasets.Image())
     rows = rows.map(lambda row, i: row | {"observation.images.top": frames[i]}, with_indices=True)
     rows.to_parquet(str(path))
-    features = json.loads((v3_root / "meta" / "info.json").read_text())["features"]
+    features = json.loads((root / "meta" / "info.json").read_text())["features"]
     features["observation.images.top"]["dtype"] = "image"
-    edit_info(v3_root, features=features)
-    shutil.rmtree(v3_root / "videos")
+    edit_info(root, features=features)
+    shutil.rmtree(root / "videos")
+
+
+def test_images_stored_in_the_rows_are_read(v3_root, episodes):
+    frames = [Image.fromarray(frame) for episode in episodes for frame in episode["observation.images.top"]]
+    store_images_in_the_rows(v3_root, frames)
     found = LeRobotDataset(v3_root).frames("top", 2, [0, 8])
     np.testing.assert_array_equal(found, episodes[2]["observation.images.top"][[0, 8]])
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "I;16"])
+def test_stored_images_that_would_lose_something_are_refused(v3_root, mode):
+    store_images_in_the_rows(v3_root, [Image.new(mode, (48, 64))] * 20)
+    with pytest.raises(ValueError, match=f"must hold RGB or 8-bit grey images, found mode {mode} in episode 0"):
+        LeRobotDataset(v3_root).frames("top", 0, [0])
+
+
+def test_a_camera_of_four_channels_is_refused(v3_root):
+    features = json.loads((v3_root / "meta" / "info.json").read_text())["features"]
+    features["observation.images.top"]["shape"] = [64, 48, 4]
+    edit_info(v3_root, features=features)
+    with pytest.raises(ValueError, match=r"with 1 or 3 channels, got \[64, 48, 4\]"):
+        LeRobotDataset(v3_root).frames("top", 0, [0])
 
 
 def test_reading_stops_at_the_end_of_an_episode(root):

@@ -10,8 +10,10 @@ def camera_features(features: dict[str, dict]) -> dict[str, str]:
 
 
 def image_size(feature: dict) -> tuple[int, int]:
-    """(height, width) of a camera feature, whether it was recorded channels last or channels first."""
+    """(height, width) of a camera feature, channels last or first; ValueError unless it has one channel or three."""
     shape = tuple(feature["shape"])
+    if len(shape) != 3 or not {shape[0], shape[-1]} & {1, 3}:
+        raise ValueError(f"a camera's shape must be [H, W, C] or [C, H, W] with 1 or 3 channels, got {list(shape)}")
     return shape[:2] if shape[-1] in (1, 3) else shape[1:]
 
 

@@ -163,7 +163,11 @@ class LeRobotDataset:
 
     def _decode_images(self, key: str, episode_index: int, frame_indices: Sequence[int]) -> list[np.ndarray]:
         first = self._first_rows[episode_index]
-        images = (self._columns[key][first + int(index)][key] for index in frame_indices)
+        images = [self._columns[key][first + int(index)][key] for index in frame_indices]
+        for image in images:
+            if image.mode not in ("RGB", "L"):  # alpha would be lost, 16-bit depth cut to 255
+                found = f"mode {image.mode} in episode {episode_index}"
+                raise ValueError(f"{self.root}: {key!r} must hold RGB or 8-bit grey images, found {found}")
         return [np.asarray(image.convert("RGB")) for image in images]
 
     def _slice(self, key: str, episode_index: int, start: int, stop: int | None) -> pa.ChunkedArray:
