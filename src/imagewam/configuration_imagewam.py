@@ -50,7 +50,7 @@ class ImageWAMConfig(PreTrainedConfig):
             Euler steps of `predict_action` unless it is told otherwise.
         time_dtype (`"float32"` or `"model"`):
             What times, Euler step sizes and the chunk between steps are rounded to; the model's own dtype for parity
-            with released weights.
+            with released weights. Inside, both networks embed the time in their own dtype in either case.
     """
 
     model_type = "imagewam"
