@@ -1,3 +1,4 @@
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,10 +10,14 @@ from transformers import TrainerCallback
 from imagewam import ImageWAMForActionPrediction, ImageWAMProcessor, ImageWAMTrainer, ImageWAMTrainingArguments
 from imagewam.data.collator import ImageWAMCollator
 from imagewam.training.baselines import mean_action, repeat_state
-from imagewam.training.lora import add_adapters, merge_adapters
+from imagewam.training.checkpoints import last_complete_checkpoint
+from imagewam.training.checks import check_recording_matches_contract
+from imagewam.training.lora import add_adapters
 
 
-def make_trainer(folder, policy=None, train_dataset=None, eval_dataset=None, trainer_kwargs=None, **arguments):
+def make_trainer(
+    folder, policy=None, train_dataset=None, eval_dataset=None, processor=None, trainer_kwargs=None, **arguments
+):
     policy = policy or tiny_policy()
     defaults = {"max_steps": 6, "per_device_train_batch_size": 4, "logging_steps": 1, "save_strategy": "no"}
     args = ImageWAMTrainingArguments(
@@ -25,7 +30,7 @@ def make_trainer(folder, policy=None, train_dataset=None, eval_dataset=None, tra
     return ImageWAMTrainer(
         model=policy,
         args=args,
-        processing_class=tiny_processor(tiny_policy()),
+        processing_class=processor or tiny_processor(tiny_policy()),
         train_dataset=train_dataset or TinyDataset(),
         eval_dataset=eval_dataset,
         **(trainer_kwargs or {}),
@@ -209,6 +214,59 @@ def test_resume_ignores_a_checkpoint_that_was_cut_off(tmp_path):
     assert resumed._initial_global_step == 4
 
 
+def test_a_checkpoint_of_another_number_of_processes_is_not_complete(tmp_path):
+    for name in ("trainer_state.json", "rng_state_0.pth", "rng_state_1.pth"):
+        (tmp_path / "checkpoint-2").mkdir(exist_ok=True)
+        (tmp_path / "checkpoint-2" / name).touch()
+    assert last_complete_checkpoint(tmp_path, num_processes=2) == str(tmp_path / "checkpoint-2")
+    for other in (1, 3):
+        with pytest.raises(FileNotFoundError, match=f"of {other} process"):
+            last_complete_checkpoint(tmp_path, num_processes=other)
+
+
+def test_a_checkpoint_that_is_written_anew_and_fails_does_not_count(tmp_path):
+    make_trainer(tmp_path, save_strategy="steps", save_steps=2).train()
+    again = make_trainer(tmp_path, save_strategy="steps", save_steps=2)
+    again._save_rng_state = lambda output_dir: (_ for _ in ()).throw(OSError("No space left on device"))
+    with pytest.raises(OSError, match="No space"):
+        again.train()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "checkpoint-6"]
+
+
+def test_predict_measures_a_test_set(tmp_path):
+    trainer = make_trainer(tmp_path)
+    metrics = trainer.predict(TinyDataset(4)).metrics
+    assert metrics["test_action_mae"] == trainer.evaluate(TinyDataset(4))["eval_action_mae"]
+
+
+def test_one_process_uses_one_gpu(tmp_path):
+    args = ImageWAMTrainingArguments(output_dir=str(tmp_path), use_cpu=True, save_frozen=True)
+    args._n_gpu = 2
+    with pytest.raises(ValueError, match="one process sees 2 GPUs"):
+        ImageWAMTrainer(tiny_policy(), args, tiny_processor(tiny_policy()), TinyDataset())
+
+
+def test_weights_without_gradient_are_expected_without_an_image_loss(tmp_path):
+    assert make_trainer(tmp_path).args.ddp_find_unused_parameters is None
+    policy = tiny_policy(edit_mode="prefix", image_loss_weight=0.0)
+    assert make_trainer(tmp_path, policy).args.ddp_find_unused_parameters is True
+
+
+def test_a_canvas_that_is_no_multiple_of_a_token_is_an_early_error(tmp_path):
+    policy = tiny_policy()
+    processor = tiny_processor(policy, size=10)
+    with pytest.raises(ValueError, match="canvas of 10 x 10 .* needs multiples of 4"):
+        make_trainer(tmp_path, policy, processor=processor)
+
+
+def test_a_contract_without_a_frame_rate_takes_any(tmp_path):
+    contract = dataclasses.replace(tiny_processor(tiny_policy()).contract, fps=None)
+    recorded = SimpleNamespace(fps=30, state_names=contract.state.names, action_names=contract.action.names)
+    with pytest.raises(ValueError, match="fps: dataset has 30.0, contract says 10.0"):
+        check_recording_matches_contract(recorded, dataclasses.replace(contract, fps=10.0))
+    check_recording_matches_contract(recorded, contract)
+
+
 def test_resume_without_a_checkpoint_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
         make_trainer(tmp_path).train(resume_from_checkpoint=True)
@@ -243,6 +301,7 @@ def test_statistics_of_another_dataset_are_an_error_unless_allowed(tmp_path):
 def test_adapters_train_resume_and_merge(tmp_path):
     kwargs = {"save_strategy": "steps", "save_steps": 3, "save_frozen": True}
     whole = make_trainer(tmp_path / "whole", add_adapters(tiny_policy(), rank=2), **kwargs)
+    whole.model.name_or_path = whole.model.base_model.model.name_or_path = str(tmp_path)
     frozen = {name: p.clone() for name, p in whole.model.named_parameters() if not p.requires_grad}
     whole.train()
     assert all(torch.equal(p, frozen[name]) for name, p in whole.model.named_parameters() if name in frozen)
@@ -251,8 +310,11 @@ def test_adapters_train_resume_and_merge(tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
     assert logged(resumed, "loss") == logged(whole, "loss")
 
+    files = [path for path in (tmp_path / "whole" / "checkpoint-3").rglob("*") if path.is_file()]
+    assert not [path for path in files if str(tmp_path).encode() in path.read_bytes()]
+
     with_adapters = whole.evaluate(TinyDataset(4))["eval_loss"]
-    whole.model = merge_adapters(whole.model)
+    whole.merge_adapters()
     whole.save_model(str(tmp_path / "merged"))
     merged = ImageWAMForActionPrediction.from_pretrained(tmp_path / "merged")
     assert make_trainer(tmp_path, merged).evaluate(TinyDataset(4))["eval_loss"] == pytest.approx(

@@ -37,9 +37,9 @@ def statistics() -> dict:
     return {"state": unit(len(STATE_NAMES)), "action": unit(len(ACTION_NAMES))}
 
 
-def tiny_processor(policy: ImageWAMForActionPrediction) -> ImageWAMProcessor:
+def tiny_processor(policy: ImageWAMForActionPrediction, size: int = 8) -> ImageWAMProcessor:
     contract = PolicyContract(
-        cameras=(CameraSpec("front", 8, 8),),
+        cameras=(CameraSpec("front", size, size),),
         layout="single",
         state=StateSpec(STATE_NAMES, "mean_std"),
         action=ActionSpec(ACTION_NAMES, "mean_std"),

@@ -8,7 +8,10 @@ from torch.utils.data import Dataset
 
 from ..configuration_imagewam import ImageWAMConfig
 from ..data.action_chunks import ActionChunkDataset
+from ..data.lerobot_dataset import LeRobotDataset
+from ..modeling.modeling_imagewam import ImageWAMForActionPrediction
 from ..processing.contract import PolicyContract
+from ..processing_imagewam import ImageWAMProcessor
 
 
 def check_policy_matches_contract(config: ImageWAMConfig, contract: PolicyContract) -> None:
@@ -21,14 +24,30 @@ def check_policy_matches_contract(config: ImageWAMConfig, contract: PolicyContra
     _raise_if_different("policy config", {name: getattr(config, name) for name in expected}, "contract", expected)
 
 
+def check_canvas_fits(policy: ImageWAMForActionPrediction, processor: ImageWAMProcessor) -> None:
+    """Raise ValueError unless the processor's canvas divides into the policy's image tokens."""
+    multiple, (height, width) = policy.backbone.image_multiple, processor.layout.canvas_size
+    if height % multiple or width % multiple:
+        raise ValueError(
+            f"the cameras give a canvas of {height} x {width} (height x width), the policy's image encoder needs "
+            f"multiples of {multiple}"
+        )
+
+
 def check_dataset_matches_contract(dataset: Dataset, contract: PolicyContract) -> None:
     """Raise ValueError unless a dataset has the contract's cameras, state, actions, horizon and frame rate."""
     _check_sample(dataset[0], contract)
     if isinstance(dataset, ActionChunkDataset):
-        recorded = dataset.dataset
-        found = {"fps": float(recorded.fps), "state": recorded.state_names, "actions": recorded.action_names}
-        expected = {"fps": contract.fps, "state": contract.state.names, "actions": contract.action.names}
-        _raise_if_different("dataset", found, "contract", expected)
+        check_recording_matches_contract(dataset.dataset, contract)
+
+
+def check_recording_matches_contract(dataset: LeRobotDataset, contract: PolicyContract) -> None:
+    """Raise ValueError unless the names of state and actions, and the frame rate if the contract has one, agree."""
+    found = {"fps": float(dataset.fps), "state": dataset.state_names, "actions": dataset.action_names}
+    expected = {"state": contract.state.names, "actions": contract.action.names}
+    if contract.fps is not None:  # published policies do not say
+        expected["fps"] = contract.fps
+    _raise_if_different("dataset", found, "contract", expected)
 
 
 def _check_sample(sample: Mapping[str, Any], contract: PolicyContract) -> None:

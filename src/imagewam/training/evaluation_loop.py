@@ -42,10 +42,9 @@ class EvenlySpaced(torch.utils.data.Dataset):
 
 
 @contextmanager
-def fixed_seed(seed: int):
-    """Draw from `seed` inside; leave the generators of the training run where they were."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
+def fixed_seed(seed: int, device: torch.device):
+    """Draw from `seed` inside, on the CPU and on `device`; leave the generators of the training run where they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 

@@ -1,7 +1,13 @@
 """Low-rank adapters (peft) on the editing transformer, and the whole policy that they make in the end."""
 
+import json
+import os
+from pathlib import Path
+from typing import Any
+
 from transformers import PreTrainedModel
 
+from ..atomic import atomic_write_text
 from ..modeling.modeling_imagewam import ImageWAMForActionPrediction
 
 
@@ -18,3 +24,18 @@ def add_adapters(policy: ImageWAMForActionPrediction, rank: int) -> PreTrainedMo
 def merge_adapters(model: PreTrainedModel) -> ImageWAMForActionPrediction:
     """A policy without adapters that computes what `model` does; a policy that has none is returned as it is."""
     return model if isinstance(model, ImageWAMForActionPrediction) else model.merge_and_unload()
+
+
+def save_adapters(model: PreTrainedModel, folder: str | os.PathLike, state_dict: dict[str, Any] | None = None) -> None:
+    """A folder for `PeftModel.from_pretrained`, with the config of the policy that the adapters belong to.
+
+    The policy itself is named only where it came from a hub repo: peft would write the path of a local folder.
+    """
+    model.save_pretrained(folder, state_dict=state_dict)
+    model.config.save_pretrained(folder)
+    Path(folder, "README.md").unlink()  # peft's empty form of a model card, with the same path
+    path = Path(folder, "adapter_config.json")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    base = config["base_model_name_or_path"]
+    config["base_model_name_or_path"] = base if base and not os.path.exists(base) else None
+    atomic_write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")

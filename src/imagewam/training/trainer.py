@@ -14,8 +14,8 @@ from ..data.collator import ImageWAMCollator
 from ..modeling.modeling_imagewam import ImageWAMForActionPrediction
 from .arguments import ImageWAMTrainingArguments
 from .baselines import Baseline
-from .checkpoints import last_complete_checkpoint, remove_if_it_fails
-from .checks import check_dataset_matches_contract, check_policy_matches_contract
+from .checkpoints import last_complete_checkpoint, replace_checkpoint
+from .checks import check_canvas_fits, check_dataset_matches_contract, check_policy_matches_contract
 from .evaluation_loop import (
     LOSS_NAMES,
     TRAINING_INPUTS,
@@ -25,6 +25,8 @@ from .evaluation_loop import (
     fixed_seed,
     sample_losses,
 )
+from .lora import merge_adapters, save_adapters
+from .processes import check_one_device_per_process, prepare_for_several_processes, seed_each_process
 
 
 class ImageWAMTrainer(Trainer):
@@ -64,7 +66,9 @@ class ImageWAMTrainer(Trainer):
     ):
         self._check(model, args, processing_class, train_dataset, eval_dataset, train_statistics)
         if data_collator is None:
+            check_canvas_fits(model, processing_class)
             data_collator = ImageWAMCollator(processing_class)
+        prepare_for_several_processes(args, model.config)
         super().__init__(
             model=model,
             args=args,
@@ -73,6 +77,7 @@ class ImageWAMTrainer(Trainer):
             eval_dataset=eval_dataset,
             **kwargs,
         )
+        seed_each_process(args)
         # Kept from the base class: it would load the tokenizer and write its special tokens into the policy's config.
         self.processor = self.callback_handler.processing_class = processing_class
         # The base class writes a language model's setting into every config; it would end in the policy's config.json.
@@ -82,9 +87,11 @@ class ImageWAMTrainer(Trainer):
         self.baselines = dict(baselines or {})
         self._loss_parts: dict[str, torch.Tensor] = {}
         self._loss_weight = 0.0
+        self._merged = False
 
     @staticmethod
     def _check(model, args, processor, train_dataset, eval_dataset, train_statistics) -> None:
+        check_one_device_per_process(args)
         check_policy_matches_contract(model.config, processor.contract)
         eval_datasets = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
         for dataset in (train_dataset, *eval_datasets):
@@ -135,6 +142,10 @@ class ImageWAMTrainer(Trainer):
         )
         return self.accelerator.prepare(loader)
 
+    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+        """As for an evaluation: `predict` measures losses and action errors, and returns no predictions."""
+        return self.get_eval_dataloader(test_dataset)
+
     def evaluation_loop(
         self,
         dataloader: DataLoader,
@@ -146,16 +157,18 @@ class ImageWAMTrainer(Trainer):
         """Losses and action errors over a loader of `get_eval_dataloader`; the run's random state is left alone."""
         self.model.eval()
         rows = []
-        with fixed_seed(self.args.eval_seed + self.args.process_index), torch.no_grad():
+        with fixed_seed(self.args.eval_seed + self.args.process_index, self.args.device), torch.no_grad():
             for batch in tqdm(dataloader, desc=description, disable=self.args.disable_tqdm, leave=False):
-                row = self._evaluate_batch(self._prepare_inputs(batch))
+                row = self._evaluate_batch(batch)
                 rows.append({name: value.cpu() for name, value in self.accelerator.gather_for_metrics(row).items()})
         totals = {name: torch.cat([row[name] for row in rows]).double() for name in rows[0]}
         metrics = self._metrics(totals, metric_key_prefix)
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
 
     def _evaluate_batch(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        # Taken out first: DeepSpeed casts all inputs to the model's dtype.
         raw = {name: batch.pop(name) for name in ("raw_state", "raw_actions")}
+        batch = self._prepare_inputs(batch)
         is_pad = batch["action_is_pad"]
         with self.accelerator.autocast():
             losses = sample_losses(self.model(**batch), len(is_pad))
@@ -182,13 +195,17 @@ class ImageWAMTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """As in the base class; `resume_from_checkpoint=True` takes the last checkpoint written to its end."""
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir, self.args.world_size)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _save_checkpoint(self, model, trial) -> None:
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        with remove_if_it_fails(folder):
+        with replace_checkpoint(folder, self.accelerator):
             super()._save_checkpoint(model, trial)
+
+    def merge_adapters(self) -> None:
+        """End the training of a `PeftModel`: from now on evaluate and save the policy that it computes."""
+        self.model, self._merged = merge_adapters(self.model), True
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Policy and processor; no pickled training arguments, which would carry absolute paths to other machines."""
@@ -196,7 +213,10 @@ class ImageWAMTrainer(Trainer):
             return
         output_dir = output_dir or self.args.output_dir
         policy = self.accelerator.unwrap_model(self.model)
-        whole = isinstance(policy, ImageWAMForActionPrediction)  # else a PeftModel, which saves its adapters
-        options = {"save_frozen": self.args.save_frozen} if whole else {}
-        policy.save_pretrained(output_dir, state_dict=state_dict, **options)
+        if isinstance(policy, ImageWAMForActionPrediction):
+            # A distributed engine still hands over the weights of the model that it wrapped, before the merge.
+            state_dict = None if self._merged else state_dict
+            policy.save_pretrained(output_dir, state_dict=state_dict, save_frozen=self.args.save_frozen)
+        else:
+            save_adapters(policy, output_dir, state_dict)
         self.processor.save_pretrained(output_dir, save_frozen=self.args.save_frozen)
