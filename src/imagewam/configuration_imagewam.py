@@ -31,7 +31,8 @@ class ImageWAMConfig(PreTrainedConfig):
         frozen_parts (`dict`):
             `{"vae": {"repo", "subfolder", "revision"}, "text_encoder": ...}`; repo None: in the checkpoint's folder.
         action_dim, state_dim, action_horizon (`int`):
-            Size of one action, of the proprioceptive state (0: no state token), number of actions per chunk.
+            Size of one action, of the proprioceptive state (0: no state token; `ImageWAMProcessor` always has a state),
+            number of actions per chunk.
         action_hidden_size (`int`), action_mlp_ratio (`float`):
             Width of the action expert and of its MLPs relative to it. Its attention is as wide as the backbone's.
         edit_mode (`"denoise"` or `"prefix"`):

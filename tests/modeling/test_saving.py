@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
 
@@ -150,6 +151,24 @@ def test_auto_classes(make_policy, tmp_path):
     assert type(AutoConfig.from_pretrained(tmp_path)).__name__ == "ImageWAMConfig"
     assert type(AutoModel.from_pretrained(tmp_path)).__name__ == "ImageWAMForActionPrediction"
     assert set(imagewam.__all__) >= {"ImageWAMConfig", "ImageWAMForActionPrediction", "ImageWAMProcessor"}
+
+
+def test_pushing_uploads_the_saved_folder(make_policy, tmp_path, monkeypatch):
+    uploads = []
+
+    def upload_folder(self, *, repo_id, folder_path, **kwargs):
+        files = sorted(str(f.relative_to(folder_path)) for f in Path(folder_path).rglob("*") if f.is_file())
+        uploads.append((repo_id, kwargs["revision"], files))
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **kwargs: type("Url", (), {"repo_id": repo_id}))
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    policy = make_policy()
+    policy.push_to_hub("me/policy", save_frozen=True, revision="v1")
+    policy.save_pretrained(tmp_path / "policy", save_frozen=True, push_to_hub=True)
+    saved = sorted(str(f.relative_to(tmp_path / "policy")) for f in (tmp_path / "policy").rglob("*") if f.is_file())
+    assert uploads == [("me/policy", "v1", saved), ("policy", None, saved)]
+    with pytest.raises(ValueError, match="save_frozen=True"):
+        policy.push_to_hub("me/policy")
 
 
 def test_missing_and_unexpected_weights_are_errors(make_policy, tmp_path):

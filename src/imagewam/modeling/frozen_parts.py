@@ -14,6 +14,7 @@ from torch import nn
 
 from ..atomic import atomic_write_text
 from ..configuration_imagewam import ImageWAMConfig
+from ..references import names_a_repo
 from .memory import align_weights
 
 
@@ -107,5 +108,8 @@ def reference_to(module_path: str | None, subfolder: str, pipeline_source: str |
     if caches:
         repo = parts[caches[-1] - 1].removeprefix("models--").replace("--", "/")
         return {"repo": repo, "subfolder": subfolder, "revision": parts[caches[-1] + 1]}
-    is_repo = bool(pipeline_source) and not os.path.exists(pipeline_source) and pipeline_source.count("/") <= 1
-    return {"repo": pipeline_source if is_repo else None, "subfolder": subfolder, "revision": revision}
+    return {
+        "repo": pipeline_source if names_a_repo(pipeline_source) else None,
+        "subfolder": subfolder,
+        "revision": revision,
+    }

@@ -5,7 +5,6 @@ context -> (target) -> actions. The same calls serve training and inference.
 """
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.utils.torch_utils import randn_tensor
-from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub import CommitInfo
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -24,6 +23,7 @@ from transformers.utils import ModelOutput
 
 from ..atomic import atomic_folder
 from ..configuration_imagewam import ImageWAMConfig
+from ..upload import upload_saved
 from . import flow_matching as flow
 from .action_expert import ActionExpert
 from .backbones import family_of_pipeline, get_family
@@ -594,34 +594,17 @@ class ImageWAMForActionPrediction(PreTrainedModel):
         if push_to_hub:
             self.push_to_hub(Path(save_directory).name, save_frozen=save_frozen)
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        save_frozen: bool = False,
-        commit_message: str = "Upload policy",
-        private: bool | None = None,
-        token: bool | str | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-        **kwargs: Any,
-    ) -> CommitInfo:
+    def push_to_hub(self, repo_id: str, *, save_frozen: bool = False, max_shard_size="50GB", **kwargs) -> CommitInfo:
         """Upload what `save_pretrained` writes; all else in the repo stays as it is.
 
         Args:
-            save_frozen, **kwargs: for `save_pretrained`.
+            **kwargs: `commit_message`, `private`, `token`, `revision`, `create_pr`.
         """
-        api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, save_frozen=save_frozen, **kwargs)
-            return api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                commit_message=commit_message,
-                revision=revision,
-                create_pr=create_pr,
-            )
+
+        def save(folder: str) -> None:
+            self.save_pretrained(folder, save_frozen=save_frozen, max_shard_size=max_shard_size)
+
+        return upload_saved(save, repo_id, **{"commit_message": "Upload policy", **kwargs})
 
     def _save_frozen(self, folder: str) -> dict[str, dict]:
         references = dict(self.config.frozen_parts)

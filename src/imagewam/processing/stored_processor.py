@@ -3,16 +3,16 @@
 import json
 import os
 import posixpath
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub import CommitInfo
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import PROCESSOR_NAME
 
 from ..atomic import atomic_write_text
 from ..references import names_a_repo
+from ..upload import upload_saved
 from .tokenizer_files import OWN_TOKENIZER, check_source, load_tokenizer, save_tokenizer
 
 
@@ -107,26 +107,14 @@ class StoredProcessor(ProcessorMixin):
             self.push_to_hub(push_kwargs.pop("repo_id", folder.name), save_frozen=save_frozen, **push_kwargs)
         return [str(folder / PROCESSOR_NAME)]
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        save_frozen: bool = False,
-        commit_message: str = "Upload processor",
-        private: bool | None = None,
-        token: bool | str | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-    ) -> CommitInfo:
-        """Upload what `save_pretrained` writes; all else in the repo, its model card too, stays as it is."""
-        api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        with tempfile.TemporaryDirectory() as folder:
+    def push_to_hub(self, repo_id: str, *, save_frozen: bool = False, **kwargs: Any) -> CommitInfo:
+        """Upload what `save_pretrained` writes; all else in the repo, its model card too, stays as it is.
+
+        Args:
+            kwargs: `commit_message`, `private`, `token`, `revision`, `create_pr`.
+        """
+
+        def save(folder: str) -> None:
             self.save_pretrained(folder, save_frozen=save_frozen)
-            return api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                commit_message=commit_message,
-                revision=revision,
-                create_pr=create_pr,
-            )
+
+        return upload_saved(save, repo_id, **{"commit_message": "Upload processor", **kwargs})
