@@ -31,8 +31,8 @@ class ImageWAMConfig(PreTrainedConfig):
         frozen_parts (`dict`):
             `{"vae": {"repo", "subfolder", "revision"}, "text_encoder": ...}`; repo None: in the checkpoint's folder.
         action_dim, state_dim, action_horizon (`int`):
-            Size of one action, of the proprioceptive state (0: no state token; `ImageWAMProcessor` always has a state),
-            number of actions per chunk.
+            Size of one action, of the proprioceptive state, number of actions per chunk. A `state_dim` of 0 (no state
+            token) is for inputs of your own making: `ImageWAMProcessor` always has a state.
         action_hidden_size (`int`), action_mlp_ratio (`float`):
             Width of the action expert and of its MLPs relative to it. Its attention is as wide as the backbone's.
         edit_mode (`"denoise"` or `"prefix"`):
