@@ -39,10 +39,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"imagewam: no command {name!r}\n\n{USAGE}", file=sys.stderr)
         raise SystemExit(2)
     command = importlib.import_module(f"imagewam.commands.{name}")
+    from datasets.exceptions import DatasetsError  # the commands have imported it by now
+
     try:
         command.main(rest)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, DatasetsError) as error:
         # Wrong input is the user's to fix: one line that names it says more than a stack of our frames.
         if os.environ.get("IMAGEWAM_TRACEBACK"):
             raise
-        raise SystemExit(f"imagewam {name}: {error}") from error
+        # What `datasets` raises for a broken file says only that; its cause says what is wrong.
+        text = f"{error} ({error.__cause__})" if isinstance(error, DatasetsError) and error.__cause__ else error
+        raise SystemExit(f"imagewam {name}: {text}\n(IMAGEWAM_TRACEBACK=1 shows where)") from error

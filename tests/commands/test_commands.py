@@ -1,12 +1,18 @@
 """The commands end to end, on a tiny dataset and the tiny pipeline."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from imagewam import ImageWAMForActionPrediction, ImageWAMProcessor
 from imagewam.cli import main
+from imagewam.commands.data_options import DataOptions
+from imagewam.commands.policy_options import PolicyOptions
+from imagewam.commands.starting_policy import cast_frozen_parts, starting_policy
 from imagewam.data.action_chunks import ActionChunkDataset
 from imagewam.data.lerobot_dataset import LeRobotDataset
 from imagewam.data.writer import LeRobotWriter
@@ -118,12 +124,48 @@ def test_a_checkpoint_settles_the_contract(policy, recipe, tmp_path):
         (["--relative_actions", "gripper"], r"relative actions \['gripper'\]"),
         (["--save_frozen", "false"], "not loaded from a hub repo"),
         (["--resume_from_checkpoint", "last"], "no complete checkpoint"),
+        (["--camera_sizes", "18x16", "--tiny_vae_steps", "0"], "canvas of 18 x 16 .* needs multiples of"),
     ],
 )
 def test_wrong_options_are_one_clear_line(recipe, tmp_path, words, message):
     with pytest.raises(SystemExit, match=message):
         main(["train", str(recipe), "--output_dir", str(tmp_path / "run"), *words])
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--horizon", "5"], "horizon: 5 is given, 4 in it"),
+        (["--edit_mode", "prefix"], "edit_mode: prefix is given, denoise in it"),
+        (["--preset", "published", "--image_loss_weight", "1"], "loss_weighting: bell is given, none in it"),
+        (["--rope_dtype", "model"], "rope_dtype: model is given, float32 in it"),
+        (["--checkpoint", "elsewhere"], "pipeline, tiny_vae_steps, .* already settled by the checkpoint elsewhere"),
+    ],
+)
+def test_options_may_not_change_on_the_way(policy, recipe, words, message):
+    with pytest.raises(SystemExit, match=message):
+        main(["train", str(recipe), "--output_dir", str(policy), "--resume_from_checkpoint", "last", *words])
+
+
+def test_a_policy_is_opened_for_training_in_full_precision(policy, dataset, tmp_path):
+    half = ImageWAMForActionPrediction.from_pretrained(policy, dtype=torch.bfloat16)
+    half.save_pretrained(tmp_path, save_frozen=True)
+    ImageWAMProcessor.from_pretrained(policy).save_pretrained(tmp_path)
+    options = PolicyOptions(checkpoint=str(tmp_path), frozen_dtype="bfloat16", attn_implementation="eager")
+    opened, _ = starting_policy(DataOptions(str(dataset)), options, None, LeRobotDataset(dataset), seed=0)
+    cast_frozen_parts(opened, options.frozen_dtype, torch.device("cpu"))
+    assert {p.dtype for p in opened.parameters()} == {torch.float32}
+    assert {opened.backbone.frozen_part(name).dtype for name in ("vae", "text_encoder")} == {torch.bfloat16}
+    assert opened.config._attn_implementation == "eager"
+
+
+def test_a_corrupt_data_file_is_one_line(dataset, tmp_path):
+    shutil.copytree(dataset, tmp_path / "broken")
+    for path in (tmp_path / "broken" / "data").rglob("*.parquet"):
+        path.write_bytes(b"no parquet")
+    with pytest.raises(SystemExit, match="(?s)imagewam info: .*IMAGEWAM_TRACEBACK=1"):
+        main(["info", str(tmp_path / "broken")])
 
 
 def test_predict_from_a_dataset_frame(policy, dataset, tmp_path):
@@ -152,6 +194,7 @@ def test_predict_from_images(policy, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--output", "actions.txt"], "actions.txt: actions are written as .json or .npz"),
         (["--instruction", "move on"], "without --dataset, --images, --state must be given"),
         (["--images", "front.png", "--instruction", "x", "--state", "0"], "front.png: expected camera=FILE"),
     ],

@@ -43,6 +43,14 @@ def test_unknown_yaml_keys_are_named(tmp_path):
         parse(str(path))
 
 
+def test_a_yaml_with_an_error_is_one_line(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("steps: [1, 2\nname: x\n")
+    with pytest.raises(ValueError, match="config.yaml is no YAML: [^\\n]*line 2") as caught:
+        parse(str(path))
+    assert "\n" not in str(caught.value)
+
+
 def test_a_yaml_that_is_no_mapping_is_an_error(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("- name\n")

@@ -3,11 +3,22 @@
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
+
+
+def option(text: str, default: Any = None) -> Any:
+    """Field of an options dataclass with its help text."""
+    return field(default=default, metadata={"help": text})
+
+
+def given_options(options: Any, names: Sequence[str]) -> list[str]:
+    """Those of `names` that were set."""
+    return [name for name in names if getattr(options, name) is not None]
 
 
 def parse_options(
@@ -19,7 +30,7 @@ def parse_options(
     the command line, so both are checked in the same way and the latter override.
 
     Raises:
-        ValueError: the YAML file has keys that are no options.
+        ValueError: the YAML file is none, or has keys that are no options.
         SystemExit: as argparse does, after `--help` or for a wrong option.
     """
     usage = f"imagewam {command} [config.yaml] [options]"
@@ -42,7 +53,10 @@ def _split_config(argv: list[str]) -> tuple[str | None, list[str]]:
 
 
 def _yaml_options(path: str, known: set[str]) -> list[str]:
-    entries = yaml.safe_load(Path(path).read_text()) or {}
+    try:
+        entries = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(entries, dict):
         raise ValueError(f"{path}: expected `option: value` lines, got a {type(entries).__name__}")
     entries = {str(key).replace("-", "_"): value for key, value in entries.items()}

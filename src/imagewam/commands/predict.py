@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -33,12 +33,14 @@ class PredictOptions:
     num_inference_steps: int | None = field(default=None, metadata={"help": "Euler steps (as the policy says)."})
     seed: int = field(default=0, metadata={"help": "Of the initial noise."})
     device: str = field(default="cpu", metadata={"help": "Where to compute, such as cuda."})
-    dtype: str = field(default="float32", metadata={"help": "Precision, such as bfloat16."})
+    dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Precision."})
 
 
 def main(argv: Sequence[str]) -> None:
     """Predict, print or write the actions."""
     (options,) = parse_options((PredictOptions,), argv, "predict", __doc__)
+    if options.output and Path(options.output).suffix not in (".json", ".npz"):
+        raise ValueError(f"{options.output}: actions are written as .json or .npz")
     processor = ImageWAMProcessor.from_pretrained(options.checkpoint)
     observation = read_observation(options, processor)
     policy = ImageWAMForActionPrediction.from_pretrained(options.checkpoint, dtype=options.dtype)
@@ -102,12 +104,10 @@ def generator(options: PredictOptions) -> torch.Generator:
 
 
 def write_actions(path: Path, result: dict[str, Any]) -> None:
-    """As JSON or NPZ, by the file's suffix."""
+    """As NPZ or JSON, by the file's suffix."""
     if path.suffix == ".npz":
         with atomic_folder(path.parent) as folder:
             np.savez(Path(folder, path.name), **result)
-    elif path.suffix == ".json":
+    else:
         lists = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in result.items()}
         atomic_write_text(path, json.dumps(lists, indent=1))
-    else:
-        raise ValueError(f"{path}: actions are written as .json or .npz")

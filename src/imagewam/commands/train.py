@@ -2,20 +2,24 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from transformers import set_seed
 
-from .. import ImageWAMForActionPrediction, ImageWAMProcessor
-from ..data.lerobot_dataset import LeRobotDataset
+from ..data.action_chunks import ActionChunkDataset
+from ..data.lerobot_dataset import ACTION_KEY, LeRobotDataset
 from ..data.statistics import compute_statistics
-from ..demo.fitted_pipeline import fitted_tiny_pipeline
+from ..processing.contract import PolicyContract
 from ..training.arguments import ImageWAMTrainingArguments
 from ..training.baselines import Baseline, matching_state_index, mean_action, repeat_state
 from ..training.checkpoints import last_complete_checkpoint
-from ..training.lora import add_adapters, merge_adapters
+from ..training.checks import check_canvas_fits
+from ..training.lora import add_adapters, check_weights_are_whole
 from ..training.precomputed import PrecomputedCollator
 from ..training.trainer import ImageWAMTrainer
+from .data_options import DataOptions
 from .options import parse_options, show_table
-from .train_options import DataOptions, PolicyOptions, action_chunks, given_options
+from .policy_options import PolicyOptions
+from .starting_policy import cast_frozen_parts, starting_policy
 
 
 def main(argv: Sequence[str]) -> None:
@@ -24,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
         (DataOptions, PolicyOptions, ImageWAMTrainingArguments), argv, "train", __doc__
     )
     if args.resume_from_checkpoint == "last":
-        args.resume_from_checkpoint = last_complete_checkpoint(args.output_dir)
+        args.resume_from_checkpoint = last_complete_checkpoint(args.output_dir, args.world_size)
     trainer = build_trainer(data, policy_options, args)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     save_policy(trainer)
@@ -40,14 +44,17 @@ def build_trainer(data: DataOptions, options: PolicyOptions, args: ImageWAMTrain
     """Everything that `main` trains with, checked."""
     set_seed(args.seed)
     train, held_out = data.load()
-    # Adapters are resumed on the policy that they were put on; a whole policy is resumed from its own checkpoint.
-    checkpoint = options.checkpoint if options.lora_rank else args.resume_from_checkpoint or options.checkpoint
-    policy, processor = load_policy(data, options, checkpoint, train, args.seed)
+    policy, processor = starting_policy(data, options, args.resume_from_checkpoint, train, args.seed)
+    cast_frozen_parts(policy, options.frozen_dtype, args.device)
+    check_canvas_fits(policy, processor)
     if options.lora_rank:
+        check_weights_are_whole(args)
         policy = add_adapters(policy, options.lora_rank)
     contract = processor.contract
+    relative = contract.action.relative_to_state
+    is_new = not (options.checkpoint or args.resume_from_checkpoint)  # its statistics were computed just now
     datasets = [dataset for dataset in (train, held_out) if dataset is not None]
-    collator = PrecomputedCollator(policy, processor, datasets) if data.precompute else None
+    collator = PrecomputedCollator(policy.to(args.device), processor, datasets) if data.precompute else None
     return ImageWAMTrainer(
         model=policy,
         args=args,
@@ -55,48 +62,29 @@ def build_trainer(data: DataOptions, options: PolicyOptions, args: ImageWAMTrain
         train_dataset=action_chunks(train, contract, with_images=not data.precompute),
         eval_dataset=action_chunks(held_out, contract, with_images=not data.precompute),
         data_collator=collator,
-        train_statistics=compute_statistics(train, contract.horizon, contract.action.relative_to_state),
-        baselines=dataset_baselines(train, contract.horizon),
+        train_statistics=None if is_new else compute_statistics(train, contract.horizon, relative),
+        baselines=dataset_baselines(train),
     )
 
 
 def save_policy(trainer: ImageWAMTrainer) -> None:
     """The trained policy into the output folder, adapters merged into it."""
-    trainer.model = merge_adapters(trainer.model)
+    trainer.merge_adapters()
     trainer.save_model()
 
 
-def load_policy(
-    data: DataOptions, options: PolicyOptions, checkpoint: str | None, dataset: LeRobotDataset, seed: int
-) -> tuple[ImageWAMForActionPrediction, ImageWAMProcessor]:
-    """Policy and processor of a checkpoint, or new ones on an editing pipeline with the dataset's contract."""
-    if checkpoint:
-        if options.checkpoint and (
-            given := given_options(data, data.CONTRACT) + given_options(options, options.CONFIG)
-        ):
-            raise ValueError(f"{', '.join(given)}: already settled by the checkpoint {checkpoint}")
-        return ImageWAMForActionPrediction.from_pretrained(checkpoint), ImageWAMProcessor.from_pretrained(checkpoint)
-    if not options.pipeline:
-        raise ValueError("nothing to start from: give --pipeline or --checkpoint")
-    contract = data.contract(dataset)
-    pipeline = options.pipeline
-    if pipeline == "tiny":
-        pipeline = fitted_tiny_pipeline(dataset, contract, options.tiny_vae_steps, seed)
-    policy = ImageWAMForActionPrediction.from_editing_pipeline(
-        pipeline,
-        preset=options.preset,
-        action_dim=dataset.action_dim,
-        state_dim=dataset.state_dim,
-        action_horizon=contract.horizon,
-        **options.config(),
-    )
-    statistics = compute_statistics(dataset, contract.horizon, contract.action.relative_to_state)
-    return policy, ImageWAMProcessor.for_policy(policy, contract=contract, statistics=statistics)
+def action_chunks(
+    dataset: LeRobotDataset | None, contract: PolicyContract, with_images: bool
+) -> ActionChunkDataset | None:
+    """The dataset's samples in the contract's form."""
+    cameras = [camera.name for camera in contract.cameras]
+    return None if dataset is None else ActionChunkDataset(dataset, contract.horizon, cameras, with_images)
 
 
-def dataset_baselines(dataset: LeRobotDataset, horizon: int) -> dict[str, Baseline]:
+def dataset_baselines(dataset: LeRobotDataset) -> dict[str, Baseline]:
     """The mean action; and the repeated state, where every action dimension has a namesake in the state."""
-    baselines = {"mean_action": mean_action(compute_statistics(dataset, horizon)["action"]["mean"])}
+    actions = np.concatenate([dataset.values(ACTION_KEY, episode) for episode in dataset.episode_lengths])
+    baselines = {"mean_action": mean_action(actions.mean(axis=0, dtype=np.float64))}
     state_index = matching_state_index(dataset.state_names, dataset.action_names)
     if state_index is not None:
         baselines["repeat_state"] = repeat_state(state_index)

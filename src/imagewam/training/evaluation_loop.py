@@ -43,7 +43,7 @@ class EvenlySpaced(torch.utils.data.Dataset):
 
 @contextmanager
 def fixed_seed(seed: int, device: torch.device):
-    """Draw from `seed` inside, on the CPU and on `device`; leave the generators of the training run where they were."""
+    """Draw from `seed` inside, on CPU and `device`; leave the generators of the training run where they were."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

@@ -5,10 +5,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..atomic import atomic_write_text
 from ..modeling.modeling_imagewam import ImageWAMForActionPrediction
+
+
+def check_weights_are_whole(args: TrainingArguments) -> None:
+    """Raise ValueError where no process holds whole weights, which adapters are merged into in the end."""
+    if args.fsdp or is_deepspeed_zero3_enabled():
+        raise ValueError("adapters cannot be merged into weights that FSDP or ZeRO-3 splits: train with ZeRO-2 or DDP")
 
 
 def add_adapters(policy: ImageWAMForActionPrediction, rank: int) -> PreTrainedModel:

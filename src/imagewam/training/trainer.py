@@ -204,8 +204,9 @@ class ImageWAMTrainer(Trainer):
             super()._save_checkpoint(model, trial)
 
     def merge_adapters(self) -> None:
-        """End the training of a `PeftModel`: from now on evaluate and save the policy that it computes."""
-        self.model, self._merged = merge_adapters(self.model), True
+        """After training a `PeftModel`: evaluate and save the whole policy that it computes."""
+        policy = merge_adapters(self.model)
+        self.model, self._merged = policy, policy is not self.model
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Policy and processor; no pickled training arguments, which would carry absolute paths to other machines."""

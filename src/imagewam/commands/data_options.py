@@ -1,18 +1,14 @@
-"""Options of `imagewam train` beside the training arguments, and what they mean for contract, policy and datasets."""
+"""Data options of `imagewam train`, and what they mean for episodes and contract."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..data.action_chunks import ActionChunkDataset
 from ..data.lerobot_dataset import LeRobotDataset
 from ..data.splits import parse_episodes
 from ..processing.camera_layout import CameraSpec
 from ..processing.contract import ActionSpec, PolicyContract, StateSpec
 from ..training.baselines import matching_state_index
-
-
-def option(text: str, default: Any = None) -> Any:
-    return field(default=default, metadata={"help": text})
+from .options import option
 
 
 @dataclass
@@ -98,51 +94,19 @@ class DataOptions:
         return tuple(dataset.state_names.index(name) if name in names else None for name in dataset.action_names)
 
 
-@dataclass
-class PolicyOptions:
-    """Where the policy starts from; a setting left out is the preset's."""
-
-    _argument_group_name = "policy"
-
-    pipeline: str | None = option("Editing pipeline to build on: repo or folder in diffusers' layout, or `tiny`.")
-    tiny_vae_steps: int = option("Steps of fitting the tiny pipeline's VAE to the training frames.", 400)
-    checkpoint: str | None = option("Policy to go on from, instead of a pipeline: repo or folder.")
-    lora_rank: int | None = option("Train low-rank adapters of this rank on the editing transformer, not all of it.")
-    preset: Literal["paper", "published"] = option("Settings to start from: paper or published.", "paper")
-    edit_mode: Literal["denoise", "prefix"] | None = option(
-        "denoise: actions see the target after one editing step; prefix: they do not."
-    )
-    edit_timestep: float | None = option("Time of that step, 1 = noise, 0 = data.")
-    context_timestep: str | None = option("Time that modulates the context: a number, or `target`.")
-    time_shift: float | None = option("Shift of time sampling and Euler schedule.")
-    loss_weighting: Literal["none", "bell"] | None = option("Weighting of the losses over time: none or bell.")
-    action_loss_weight: float | None = option("Weight of the action loss.")
-    image_loss_weight: float | None = option("Weight of the image loss.")
-    num_inference_steps: int | None = option("Euler steps of an action prediction.")
-    action_hidden_size: int | None = option("Width of the action expert.")
-    action_mlp_ratio: float | None = option("Width of its MLPs relative to it.")
-
-    CONFIG = (
-        "edit_mode edit_timestep context_timestep time_shift loss_weighting action_loss_weight image_loss_weight"
-        " num_inference_steps action_hidden_size action_mlp_ratio"
-    ).split()
-
-    def config(self) -> dict[str, Any]:
-        """The settings that were given, as arguments of `ImageWAMConfig`."""
-        given = {name: getattr(self, name) for name in self.CONFIG if getattr(self, name) is not None}
-        if given.get("context_timestep", "target") != "target":
-            given["context_timestep"] = float(given["context_timestep"])
-        return given
-
-
-def given_options(options: Any, names: list[str]) -> list[str]:
-    """Those of `names` that were set."""
-    return [name for name in names if getattr(options, name) is not None]
-
-
-def action_chunks(
-    dataset: LeRobotDataset | None, contract: PolicyContract, with_images: bool
-) -> ActionChunkDataset | None:
-    """The dataset's samples in the contract's form."""
-    cameras = [camera.name for camera in contract.cameras]
-    return None if dataset is None else ActionChunkDataset(dataset, contract.horizon, cameras, with_images)
+def contract_options(contract: PolicyContract) -> dict[str, Any]:
+    """The options of `DataOptions.CONTRACT`, spelled out, that make this contract."""
+    relative = contract.action.relative_to_state or ()
+    names = zip(contract.action.names, relative, strict=False)
+    return {
+        "cameras": [camera.name for camera in contract.cameras],
+        "layout": contract.layout,
+        "camera_sizes": [f"{camera.height}x{camera.width}" for camera in contract.cameras],
+        "rotate_180": [camera.name for camera in contract.cameras if camera.rotate_180],
+        "horizon": contract.horizon,
+        "state_normalization": contract.state.normalization,
+        "action_normalization": contract.action.normalization,
+        "relative_actions": [name for name, index in names if index is not None],
+        "dataset_repo": contract.dataset and contract.dataset["repo"],
+        "dataset_revision": contract.dataset and contract.dataset["revision"],
+    }

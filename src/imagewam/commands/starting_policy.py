@@ -1,0 +1,96 @@
+"""The policy that `imagewam train` starts from: built on a pipeline, or opened to go on."""
+
+from pathlib import Path
+
+import torch
+from transformers.utils import CONFIG_NAME
+
+from .. import ImageWAMConfig, ImageWAMForActionPrediction, ImageWAMProcessor
+from ..configuration_imagewam import PRESETS
+from ..data.lerobot_dataset import LeRobotDataset
+from ..data.statistics import compute_statistics
+from ..demo.fitted_pipeline import fitted_tiny_pipeline
+from .data_options import DataOptions, contract_options
+from .options import given_options
+from .policy_options import PolicyOptions
+
+Start = tuple[ImageWAMForActionPrediction, ImageWAMProcessor]
+
+
+def starting_policy(
+    data: DataOptions, options: PolicyOptions, resume_from: str | None, dataset: LeRobotDataset, seed: int
+) -> Start:
+    """Policy and processor, on the CPU.
+
+    Raises:
+        ValueError: nothing to start from, or options that contradict the checkpoint.
+    """
+    if options.checkpoint:
+        settled = given_options(data, data.CONTRACT) + given_options(options, [*options.BUILD, *options.CONFIG])
+        if settled:
+            raise ValueError(f"{', '.join(settled)}: already settled by the checkpoint {options.checkpoint}")
+    elif not (options.pipeline or resume_from):
+        raise ValueError("nothing to start from: give --pipeline or --checkpoint")
+    if resume_from:
+        check_resumed(data, options, resume_from, dataset)
+    # Adapters are resumed on the policy that they were put on; a whole policy is resumed from its own checkpoint.
+    checkpoint = options.checkpoint if options.lora_rank else resume_from or options.checkpoint
+    if checkpoint:
+        policy = ImageWAMForActionPrediction.from_pretrained(checkpoint, dtype=getattr(torch, options.dtype))
+        processor = ImageWAMProcessor.from_pretrained(checkpoint)
+    elif options.pipeline:
+        policy, processor = new_policy(data, options, dataset, seed)
+    else:
+        raise ValueError("adapters are resumed on the policy that they were put on: give --pipeline or --checkpoint")
+    if options.attn_implementation:
+        policy.set_attn_implementation(options.attn_implementation)
+    return policy, processor
+
+
+def new_policy(data: DataOptions, options: PolicyOptions, dataset: LeRobotDataset, seed: int) -> Start:
+    """Policy and processor on an editing pipeline, with the dataset's contract."""
+    contract = data.contract(dataset)
+    pipeline = options.pipeline
+    if pipeline == "tiny":
+        steps = 400 if options.tiny_vae_steps is None else options.tiny_vae_steps
+        pipeline = fitted_tiny_pipeline(dataset, contract, steps, seed)
+    dtype = getattr(torch, options.dtype)
+    policy = ImageWAMForActionPrediction.from_editing_pipeline(
+        pipeline,
+        revision=options.pipeline_revision,
+        dtype=dtype,
+        preset=options.preset or "paper",
+        weight_copy=options.weight_copy or "per_segment",
+        backbone_options={"rope_dtype": options.rope_dtype} if options.rope_dtype else None,
+        action_dim=dataset.action_dim,
+        state_dim=dataset.state_dim,
+        action_horizon=contract.horizon,
+        **options.config(),
+    ).to(dtype)
+    statistics = compute_statistics(dataset, contract.horizon, contract.action.relative_to_state)
+    return policy, ImageWAMProcessor.for_policy(policy, contract=contract, statistics=statistics)
+
+
+def check_resumed(data: DataOptions, options: PolicyOptions, checkpoint: str, dataset: LeRobotDataset) -> None:
+    """Raise ValueError if a given option is not what the resumed run was started with."""
+    given, saved = {}, {}
+    if names := given_options(data, data.CONTRACT):
+        mine = contract_options(data.contract(dataset))
+        theirs = contract_options(ImageWAMProcessor.from_pretrained(checkpoint).contract)
+        given, saved = {name: mine[name] for name in names}, {name: theirs[name] for name in names}
+    config = ImageWAMConfig.from_json_file(Path(checkpoint, CONFIG_NAME))
+    settings = {**PRESETS.get(options.preset, {}), **options.config()}
+    given |= settings
+    saved |= {name: getattr(config, name) for name in settings}
+    if options.rope_dtype:
+        given["rope_dtype"], saved["rope_dtype"] = options.rope_dtype, config.backbone["rope_dtype"]
+    changed = [f"{name}: {given[name]} is given, {saved[name]} in it" for name in given if given[name] != saved[name]]
+    if changed:
+        raise ValueError(f"the run of {checkpoint} was started with other options: {'; '.join(changed)}")
+
+
+def cast_frozen_parts(policy: ImageWAMForActionPrediction, dtype: str | None, device: torch.device) -> None:
+    """Load VAE and text encoder, and cast them: nothing of them is trained, so half of the memory will do on a GPU."""
+    dtype = dtype or ("float32" if device.type == "cpu" else "bfloat16")
+    for name in policy.backbone.frozen_loaders:
+        policy.backbone.frozen_part(name).to(getattr(torch, dtype))
