@@ -50,3 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         # What `datasets` raises for a broken file says only that; its cause says what is wrong.
         text = f"{error} ({error.__cause__})" if isinstance(error, DatasetsError) and error.__cause__ else error
         raise SystemExit(f"imagewam {name}: {text}\n(IMAGEWAM_TRACEBACK=1 shows where)") from error
+
+
+if __name__ == "__main__":  # for `accelerate launch -m imagewam.cli`
+    main()
