@@ -147,6 +147,15 @@ def test_options_may_not_change_on_the_way(policy, recipe, words, message):
         main(["train", str(recipe), "--output_dir", str(policy), "--resume_from_checkpoint", "last", *words])
 
 
+def test_adapters_are_resumed_and_merged_into_a_whole_policy(recipe, tmp_path):
+    words = ["train", str(recipe), "--output_dir", str(tmp_path / "run"), "--lora_rank", "2", "--save_steps", "1"]
+    main(words)
+    main([*words, "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-1")])
+    ImageWAMForActionPrediction.from_pretrained(tmp_path / "run")
+    with pytest.raises(SystemExit, match="edit_mode: prefix is given, denoise in it"):
+        main([*words, "--resume_from_checkpoint", "last", "--edit_mode", "prefix"])
+
+
 def test_a_policy_is_opened_for_training_in_full_precision(policy, dataset, tmp_path):
     half = ImageWAMForActionPrediction.from_pretrained(policy, dtype=torch.bfloat16)
     half.save_pretrained(tmp_path, save_frozen=True)
