@@ -28,7 +28,13 @@ def fit_vae(
 
     Returns:
         root mean squared error of the reconstruction over the last tenth of the steps, in grey levels of 255.
+
+    Raises:
+        ValueError: the canvases are not whole tokens high and wide.
     """
+    multiple, (height, width) = 2 ** len(vae.config.block_out_channels), images.shape[1:3]
+    if height % multiple or width % multiple:
+        raise ValueError(f"canvas height and width must be multiples of {multiple}, got {height} x {width}")
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(vae.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
