@@ -32,7 +32,7 @@ class DemoSettings:
     horizon: int = setting(16, "Actions per chunk, and steps to the imagined frame.")
     vae_steps: int = setting(300, "Steps in which the VAE learns to code the recorded frames.")
     train_steps: int = setting(800, "Training steps of the policy.")
-    batch_size: int = setting(16, "Samples per training step.")
+    batch_size: int = setting(8, "Samples per training step.")
     learning_rate: float = setting(1e-3, "Peak learning rate.")
     rollouts_per_task: int = setting(10, "Closed-loop episodes per task, from start positions that no training saw.")
     replan_steps: int = setting(8, "Actions executed before the policy looks again.")
