@@ -38,7 +38,7 @@ PAGE = """# ImageWAM demo
 Trained for {train_steps} steps on {episodes} expert episodes; held-out action error {error:.4f} (always the mean
 action: {mean_error:.4f}). Policies this small say nothing about the method's strength.
 
-Again: `imagewam demo {command}`, seed {seed}.
+Again: `imagewam demo{command}`, seed {seed}.
 Machine: {machine}.
 """
 
@@ -118,7 +118,7 @@ def _page(results: dict[str, Any], history: History, settings: DemoSettings) -> 
         episodes=settings.episodes_per_task * len(settings.tasks),
         error=last["eval_action_mae"],
         mean_error=last["eval_mean_action_mae"],
-        command=" ".join(f"--{name} {value}" for name, value in settings.changed().items()),
+        command="".join(f" --{name} {value}" for name, value in settings.changed().items()),
         seed=settings.seed,
         machine=machine(),
     )
