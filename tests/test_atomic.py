@@ -35,6 +35,14 @@ def test_a_new_folder_appears_at_the_end(tmp_path):
     assert os.listdir(tmp_path) == ["folder"]
 
 
+def test_another_process_may_make_the_folder_meanwhile(tmp_path):
+    with atomic_folder(tmp_path / "folder") as staging:
+        atomic_write_text(f"{staging}/mine.txt", "mine")
+        atomic_write_text(tmp_path / "folder" / "theirs.txt", "theirs")
+    assert sorted(os.listdir(tmp_path / "folder")) == ["mine.txt", "theirs.txt"]
+    assert os.listdir(tmp_path) == ["folder"]
+
+
 def test_an_existing_folder_keeps_what_is_not_replaced(tmp_path):
     for name in ("model-1.bin", "model-2.bin", "notes.txt"):
         atomic_write_text(tmp_path / name, "old")

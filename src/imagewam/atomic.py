@@ -49,10 +49,12 @@ def atomic_folder(path: str | os.PathLike, replaces: tuple[str, ...] = ()) -> It
     try:
         yield str(staging)
         _open_to_readers(staging, 0o755)
-        if exists:
+        try:
+            os.rename(staging, path)  # fails where there is something already, also if it came meanwhile
+        except OSError:
+            if not path.is_dir():
+                raise
             _move_files(staging, path, replaces)
-        else:
-            os.rename(staging, path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
