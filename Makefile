@@ -11,8 +11,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # pytest's way to say that no test carries the mark.
 NONE_IS_FINE := test $$? -eq 5
 DEMO_ARGS ?=
-# Threads wait awake for some microseconds, then sleep: the default burns cores that simulators need, sleeping at once
-# doubles the time of a training step (measured on two cores).
+# Threads wait awake for some microseconds, then sleep: the default burns cores that simulators need, and sleeping at
+# once slows down training steps made of many small operations.
 export GOMP_SPINCOUNT = 30000
 
 help:  ## list the targets

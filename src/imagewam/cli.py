@@ -24,7 +24,7 @@ USAGE = "\n".join(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point. Commands are imported only when called, so that help comes at once.
+    """Entry point. Commands are imported only when called.
 
     Raises:
         SystemExit: 2 for an unknown command or option, 1 for an input that the command cannot work with. The traceback

@@ -54,6 +54,8 @@ def test_actions_are_the_published_ones(policy, reference, name, dtype, atol, st
     )
     expected = reference[f"{name}.actions_{steps}"]
     print(f"{name}, {steps} steps: largest error of an action {(output.actions[0] - expected).abs().max():.1e}")
+    spread = (expected - reference[f"fp32.actions_{steps}"]).abs().max()
+    print(f"    (the published {name} actions lie {spread:.1e} from the published float32 ones)")
     torch.testing.assert_close(output.actions[0], expected, atol=atol, rtol=0)
 
 
