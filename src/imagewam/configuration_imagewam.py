@@ -33,8 +33,9 @@ class ImageWAMConfig(PreTrainedConfig):
         action_dim, state_dim, action_horizon (`int`):
             Size of one action, of the proprioceptive state, number of actions per chunk. A `state_dim` of 0 (no state
             token) is for inputs of your own making: `ImageWAMProcessor` always has a state.
-        action_hidden_size (`int`), action_mlp_ratio (`float`):
-            Width of the action expert and of its MLPs relative to it. Its attention is as wide as the backbone's.
+        action_hidden_size (`int`, *optional*), action_mlp_ratio (`float`):
+            Width of the action expert (default: its family's, 1024 or, for Ovis-U1, 1536) and of its MLPs relative to
+            it. Its attention is as wide as the backbone's.
         edit_mode (`"denoise"` or `"prefix"`):
             What actions attend to: the context and the target tokens after one editing step, or the context only.
         edit_timestep (`float`, *optional*):
@@ -61,7 +62,7 @@ class ImageWAMConfig(PreTrainedConfig):
     action_dim: int = 7
     state_dim: int = 8
     action_horizon: int = 16
-    action_hidden_size: int = 1024
+    action_hidden_size: int | None = None
     action_mlp_ratio: float = 4.0
     edit_mode: Literal["denoise", "prefix"] = "denoise"
     edit_timestep: float | None = None
@@ -96,7 +97,7 @@ class ImageWAMConfig(PreTrainedConfig):
             if isinstance(value, (int, float)) and not 0 <= value <= 1:
                 raise ValueError(f"{name} is a flow time in [0, 1], got {value}")
         for name in ("action_dim", "action_horizon", "action_hidden_size", "num_inference_steps"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if "family" not in self.backbone:
             raise ValueError(f"backbone must name its family, got the keys {sorted(self.backbone)}")

@@ -3,8 +3,7 @@ import torch
 from diffusers import Flux2Transformer2DModel
 from torch.nn.functional import interpolate
 
-from imagewam.modeling.action_expert import ActionExpert
-from imagewam.modeling.backbones import AttentionGeometry
+from imagewam.modeling.action_expert import AttentionGeometry, Flux2ActionExpert
 from imagewam.modeling.kv_cache import KVCache, LayerKV
 from imagewam.modeling.weight_copy import copy_editing_weights, resize_weight
 
@@ -29,7 +28,7 @@ def rotary(horizon=5, head_dim=16):
 
 def test_padding_in_the_context_is_as_if_it_were_not_there():
     layers = [DOUBLE, SINGLE]
-    expert = ActionExpert(layers, 3, 24, 2.0)
+    expert = Flux2ActionExpert(layers, 3, 24, 2.0)
     mask = torch.tensor([[True] * 5 + [False] * 2] * 2)
     padded = context(layers, mask=mask)
     trimmed = KVCache(tuple(LayerKV(kv.key[:, :5], kv.value[:, :5]) for kv in padded.layers))
@@ -41,7 +40,7 @@ def test_padding_in_the_context_is_as_if_it_were_not_there():
 
 def test_attentions_are_the_weights_that_the_layers_use():
     layers = [DOUBLE, SINGLE]
-    expert = ActionExpert(layers, 3, 24, 2.0)
+    expert = Flux2ActionExpert(layers, 3, 24, 2.0)
     mask = torch.tensor([[True] * 6 + [False]] * 2)
     cache = context(layers, mask=mask)
     actions, time = torch.randn(2, 5, 3), torch.rand(2)
@@ -61,8 +60,8 @@ def test_attentions_are_the_weights_that_the_layers_use():
 
 def test_grouped_keys_equal_repeated_keys():
     grouped = AttentionGeometry(4, 2, 16, "double")
-    expert = ActionExpert([grouped], 3, 24, 2.0)
-    full = ActionExpert([AttentionGeometry(4, 4, 16, "double")], 3, 24, 2.0)
+    expert = Flux2ActionExpert([grouped], 3, 24, 2.0)
+    full = Flux2ActionExpert([AttentionGeometry(4, 4, 16, "double")], 3, 24, 2.0)
     weights = expert.state_dict()
     for name in ("to_k", "to_v"):
         key = f"transformer_blocks.0.attn.{name}.weight"
@@ -79,13 +78,13 @@ def test_grouped_keys_equal_repeated_keys():
 
 def test_layers_may_differ_in_their_geometry():
     layers = [AttentionGeometry(2, 1, 16), AttentionGeometry(4, 4, 8)]
-    expert = ActionExpert(layers, 3, 24, 2.0)
+    expert = Flux2ActionExpert(layers, 3, 24, 2.0)
     assert [block.attn.to_k.out_features for block in expert.transformer_blocks] == [16, 32]
 
 
 def test_single_layers_before_double_ones_are_refused():
     with pytest.raises(ValueError, match="double layers before its single ones"):
-        ActionExpert([SINGLE, DOUBLE], 3, 24, 2.0)
+        Flux2ActionExpert([SINGLE, DOUBLE], 3, 24, 2.0)
 
 
 def editing(heads=2):
@@ -103,7 +102,7 @@ def editing(heads=2):
 
 def test_an_expert_of_the_same_width_copies_the_weights():
     transformer = editing()
-    expert = ActionExpert([DOUBLE, SINGLE], 3, 32, 3.0)
+    expert = Flux2ActionExpert([DOUBLE, SINGLE], 3, 32, 3.0)
     copied = copy_editing_weights(expert, transformer)
     source = dict(transformer.named_parameters())
     assert len(copied) == len(list(expert.parameters())) - 4  # all but action_encoder (2), norm_out and proj_out
@@ -118,7 +117,7 @@ def reference_resize(weight, rows, columns, alpha):
 
 
 def test_segments_are_resized_on_their_own():
-    transformer, expert = editing(), ActionExpert([DOUBLE, SINGLE], 3, 24, 2.0)
+    transformer, expert = editing(), Flux2ActionExpert([DOUBLE, SINGLE], 3, 24, 2.0)
     copy_editing_weights(expert, transformer)
     name = "single_transformer_blocks.0.attn.to_qkv_mlp_proj.weight"
     alpha = (32 / 24) ** 0.5
@@ -144,7 +143,7 @@ def test_segments_are_resized_on_their_own():
 
 
 def test_one_axis_is_the_published_way():
-    transformer, expert = editing(), ActionExpert([DOUBLE, SINGLE], 3, 24, 2.0)
+    transformer, expert = editing(), Flux2ActionExpert([DOUBLE, SINGLE], 3, 24, 2.0)
     copy_editing_weights(expert, transformer, per_segment=False)
     name = "single_transformer_blocks.0.attn.to_qkv_mlp_proj.weight"
     expected = reference_resize(transformer.get_parameter(name), 192, 24, (32 / 24) ** 0.5)
@@ -165,4 +164,4 @@ def test_interpolation_keeps_the_corners_and_bf16_rounding():
 
 def test_an_expert_of_another_depth_is_refused():
     with pytest.raises(KeyError, match="no single_transformer_blocks.1"):
-        copy_editing_weights(ActionExpert([DOUBLE, SINGLE, SINGLE], 3, 24, 2.0), editing())
+        copy_editing_weights(Flux2ActionExpert([DOUBLE, SINGLE, SINGLE], 3, 24, 2.0), editing())

@@ -52,7 +52,7 @@ def test_padding_to_512_tokens_changes_nothing(make_policy, observation, mode):
     policy = make_policy(edit_mode=mode)
     expected = policy.predict_action(**observation, **NOISE).actions
     mask = observation["attention_mask"]
-    embeds = policy.backbone.encode_instruction(observation["input_ids"], mask).detach()
+    embeds = policy.backbone.encode_instruction(observation["input_ids"], mask)[0].detach()
     pads = 512 - mask.shape[1]
     padded = torch.cat([embeds, torch.full((2, pads, embeds.shape[-1]), 7.0)], dim=1)
     inputs = {name: observation[name] for name in ("pixel_values", "state")}
@@ -75,7 +75,7 @@ def test_every_input_can_be_passed_in_precomputed(make_policy, batch):
         latents, grid = policy.backbone.encode_image(batch["pixel_values"])
         target, _ = policy.backbone.encode_image(batch["target_pixel_values"])
         found = policy(
-            prompt_embeds=policy.backbone.encode_instruction(batch["input_ids"], batch["attention_mask"]),
+            prompt_embeds=policy.backbone.encode_instruction(batch["input_ids"], batch["attention_mask"])[0],
             prompt_attention_mask=batch["attention_mask"],
             image_latents=latents,
             image_grid=torch.tensor(grid),
@@ -247,7 +247,7 @@ def test_attention_implementations_agree(make_policy, observation, implementatio
 
     def backends(policy):
         used = {layer.processor._attention_backend for layer in policy.backbone.tap._layers.values()}
-        return used | {block.attn.backend for block in policy.action_expert._blocks}
+        return used | {m.backend for m in policy.action_expert.modules() if hasattr(m, "backend")}
 
     expected = policy.predict_action(**observation, **NOISE).actions
     policy.set_attn_implementation(implementation)

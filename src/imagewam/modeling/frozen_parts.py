@@ -99,7 +99,8 @@ def reference_to(module_path: str | None, subfolder: str, pipeline_source: str |
     """A reference to a part of a diffusers pipeline by repo and revision, never by a local path.
 
     Args:
-        module_path: `name_or_path` that the part remembers; a hub cache folder tells the revision.
+        module_path: `name_or_path` that the part remembers; a hub cache folder tells the revision and the subfolder.
+        subfolder: where the part lies unless its path says otherwise.
         pipeline_source: repo id that the pipeline was loaded from; a local folder gives a reference to nowhere.
         revision: the revision that the user asked for.
     """
@@ -107,7 +108,8 @@ def reference_to(module_path: str | None, subfolder: str, pipeline_source: str |
     caches = [at for at, part in enumerate(parts[:-1]) if part == "snapshots" and parts[at - 1].startswith("models--")]
     if caches:
         repo = parts[caches[-1] - 1].removeprefix("models--").replace("--", "/")
-        return {"repo": repo, "subfolder": subfolder, "revision": parts[caches[-1] + 1]}
+        inside = "/".join(parts[caches[-1] + 2 :])
+        return {"repo": repo, "subfolder": inside or subfolder, "revision": parts[caches[-1] + 1]}
     return {
         "repo": pipeline_source if names_a_repo(pipeline_source) else None,
         "subfolder": subfolder,

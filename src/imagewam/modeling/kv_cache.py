@@ -33,20 +33,24 @@ class KVCache:
     """What an editing transformer leaves behind for the action expert (paper, Eq. 5).
 
     Attributes:
-        layers: one `LayerKV` per tapped attention layer, in execution order.
+        layers: one `LayerKV` per tapped attention layer, in execution order. A layer that attends to fewer tokens than
+            others (Ovis-U1's image-only attention) holds the last of the S keys: text stands first.
         key_mask: `[B, S]` bool, True where a key may be attended to; None when every key may.
         spans: which keys are which, e.g. `{"text": slice(0, 33), "image": slice(33, 425)}`.
         image_grid: (rows, columns) of the image tokens.
+        pooled: `[B, D]`, what a family's later calls need of the text besides its keys; None for most.
     """
 
     layers: tuple[LayerKV, ...] = ()
     key_mask: Tensor | None = None
     spans: dict[str, slice] = field(default_factory=dict)
     image_grid: tuple[int, int] | None = None
+    pooled: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
-        return self.layers[0].key.shape[1]
+        """S, the keys of the layer that has most."""
+        return max(layer.key.shape[1] for layer in self.layers)
 
     @property
     def batch_size(self) -> int:
@@ -62,9 +66,10 @@ class KVCache:
                 LayerKV(torch.cat([a.key, b.key], dim=1), torch.cat([a.value, b.value], dim=1))
                 for a, b in zip(self.layers, other.layers, strict=True)
             ),
-            key_mask=_join_key_masks(self.key_mask, other.key_mask, self.layers[0].key, other.layers[0].key),
+            key_mask=_join_key_masks(self.key_mask, other.key_mask, self.num_tokens, other.num_tokens),
             spans=self.spans | {k: slice(s.start + offset, s.stop + offset) for k, s in other.spans.items()},
             image_grid=self.image_grid,
+            pooled=self.pooled,
         )
 
 
@@ -230,10 +235,12 @@ class _Slot:
         if self.store:
             # V may be a view of a fused projection many times its size; K after RoPE is a tensor of its own.
             self.stored = LayerKV(key, value.clone())
+        own_mask = last_keys(self.own_mask, key.shape[1])
         if self.prefix is None:
-            return attention(query, key, value, _and_key_mask(mask, self.own_mask, 0))
+            return attention(query, key, value, _and_key_mask(mask, own_mask, 0))
         prefix_key, prefix_value = self.prefix
-        key_mask = _join_key_masks(self.prefix_mask, self.own_mask, prefix_key, key)
+        prefix_mask = last_keys(self.prefix_mask, prefix_key.shape[1])
+        key_mask = _join_key_masks(prefix_mask, own_mask, prefix_key.shape[1], key.shape[1])
         mask = _and_key_mask(mask, key_mask, prefix_key.shape[1])
         key = torch.cat([prefix_key.to(key.dtype), key], dim=1)
         value = torch.cat([prefix_value.to(value.dtype), value], dim=1)
@@ -350,15 +357,20 @@ class _TappedFunctional:
         return slot.attend(attention, q, k, v, attn_mask).transpose(1, 2)
 
 
-def _join_key_masks(first: Tensor | None, second: Tensor | None, first_key: Tensor, second_key: Tensor):
+def last_keys(key_mask: Tensor | None, num_keys: int) -> Tensor | None:
+    """The part of a `[B, S]` key mask that a layer with `num_keys` keys needs: it holds the last ones."""
+    return None if key_mask is None else key_mask[:, key_mask.shape[1] - num_keys :]
+
+
+def _join_key_masks(first: Tensor | None, second: Tensor | None, num_first: int, num_second: int) -> Tensor | None:
     """`[B, S1 + S2]` mask of two groups of keys, where None means that all of a group may be seen."""
     if first is None and second is None:
         return None
-    parts = [
-        key.new_ones(key.shape[:2], dtype=torch.bool) if mask is None else mask
-        for mask, key in ((first, first_key), (second, second_key))
-    ]
-    return torch.cat(parts, dim=1)
+    if first is None:
+        return nn.functional.pad(second, (num_first, 0), value=True)
+    if second is None:
+        return nn.functional.pad(first, (0, num_second), value=True)
+    return torch.cat([first, second], dim=1)
 
 
 def _and_key_mask(mask: Tensor | None, key_mask: Tensor | None, num_prefix: int) -> Tensor | None:

@@ -25,7 +25,6 @@ from ..atomic import atomic_folder
 from ..configuration_imagewam import ImageWAMConfig
 from ..upload import upload_saved
 from . import flow_matching as flow
-from .action_expert import ActionExpert
 from .backbones import family_of_pipeline, get_family
 from .frozen_parts import save_frozen_part
 from .kv_cache import KVCache
@@ -100,7 +99,6 @@ class ImageWAMForActionPrediction(PreTrainedModel):
     supports_gradient_checkpointing = True
     # A mean flow-matching loss does not want the Trainer's token counts.
     accepts_loss_kwargs = False
-    _no_split_modules = ["ActionDoubleBlock", "ActionSingleBlock"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -111,11 +109,14 @@ class ImageWAMForActionPrediction(PreTrainedModel):
             for module in transformer.modules():
                 module._is_hf_initialized = True  # else post_init would draw its weights anew
         self.backbone = get_family(config.backbone["family"])(config, transformer)
-        self.action_expert = ActionExpert(
+        if config.action_hidden_size is None:
+            config.action_hidden_size = self.backbone.action_hidden_size
+        expert = self.backbone.action_expert_class
+        self.action_expert = expert(
             self.backbone.attention_layers, config.action_dim, config.action_hidden_size, config.action_mlp_ratio
         )
         self.state_encoder = nn.Linear(config.state_dim, self.backbone.text_dim) if config.state_dim else None
-        self._no_split_modules = [*self._no_split_modules, *(self.backbone.transformer._no_split_modules or [])]
+        self._no_split_modules = [*expert.block_classes, *(self.backbone.transformer._no_split_modules or [])]
         self.post_init()
         self._use_attention_backend()
 
@@ -225,8 +226,10 @@ class ImageWAMForActionPrediction(PreTrainedModel):
             timestep: `[B]`, the time that modulates context tokens; the config's inference time by default.
         """
         image_latents, image_grid = self._image_latents(pixel_values, image_latents, image_grid)
-        prompt_embeds, prompt_mask = self._prompt(
-            input_ids, attention_mask, state, prompt_embeds, prompt_attention_mask, batch_size=image_latents.shape[0]
+        batch_size = image_latents.shape[0]
+        prompt_embeds, prompt_mask = self._with_state(
+            *self._prompt(input_ids, attention_mask, pixel_values, prompt_embeds, prompt_attention_mask, batch_size),
+            state,
         )
         if timestep is None:
             timestep = image_latents.new_full(
@@ -319,9 +322,7 @@ class ImageWAMForActionPrediction(PreTrainedModel):
             num_inference_steps: Euler steps from noise to the frame.
             **inputs: as for `encode_context`.
         """
-        inputs["image_latents"], inputs["image_grid"] = self._image_latents(
-            inputs.pop("pixel_values", None), inputs.get("image_latents"), inputs.get("image_grid")
-        )
+        inputs = self._encoded(**inputs)
         fixed = self.config.context_timestep
         context = None
         if fixed != "target":
@@ -340,6 +341,30 @@ class ImageWAMForActionPrediction(PreTrainedModel):
             return self.backbone.decode_image(latents, inputs["image_grid"]).float()
 
     # Inputs
+
+    def _encoded(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        state: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        image_latents: Tensor | None = None,
+        image_grid: Grid | None = None,
+    ) -> dict[str, Any]:
+        """An observation's inputs with what the frozen parts make of them in place of pixels and token ids."""
+        image_latents, image_grid = self._image_latents(pixel_values, image_latents, image_grid)
+        prompt_embeds, prompt_attention_mask = self._prompt(
+            input_ids, attention_mask, pixel_values, prompt_embeds, prompt_attention_mask, len(image_latents)
+        )
+        return {
+            "prompt_embeds": prompt_embeds,
+            "prompt_attention_mask": prompt_attention_mask,
+            "image_latents": image_latents,
+            "image_grid": image_grid,
+            "state": state,
+        }
 
     def _image_latents(self, pixel_values, image_latents, image_grid) -> tuple[Tensor, Grid]:
         if image_latents is None:
@@ -389,14 +414,21 @@ class ImageWAMForActionPrediction(PreTrainedModel):
             )
         return target_latents.float()
 
-    def _prompt(self, input_ids, attention_mask, state, prompt_embeds, prompt_mask, batch_size):
-        """Instruction embeddings with the state token behind them: `[B, L, text_dim]` and bool mask or None."""
+    def _prompt(
+        self, input_ids, attention_mask, pixel_values, prompt_embeds, prompt_mask, batch_size
+    ) -> tuple[Tensor, Tensor]:
+        """Instruction embeddings `[B, L, text_dim]` and their bool mask `[B, L]`."""
         if prompt_embeds is None:
             if input_ids is None:
                 raise ValueError("the policy needs input_ids with attention_mask, or prompt_embeds")
+            if self.backbone.text_sees_image and pixel_values is None:
+                raise ValueError(
+                    f"the text encoder of {self.backbone.family} sees the image: it needs pixel_values beside "
+                    "image_latents, or prompt_embeds made for this very image"
+                )
             prompt_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             with self._frozen():
-                prompt_embeds = self.backbone.encode_instruction(input_ids, prompt_mask)
+                prompt_embeds, prompt_mask = self.backbone.encode_instruction(input_ids, prompt_mask, pixel_values)
         elif prompt_mask is None:
             prompt_mask = torch.ones(prompt_embeds.shape[:2], device=prompt_embeds.device)
         if prompt_embeds.shape[0] != batch_size or prompt_embeds.shape[-1] != self.backbone.text_dim:
@@ -404,11 +436,19 @@ class ImageWAMForActionPrediction(PreTrainedModel):
                 f"instruction embeddings must be [{batch_size}, L, {self.backbone.text_dim}], "
                 f"got {list(prompt_embeds.shape)}"
             )
-        prompt_embeds, prompt_mask = trim_padding(prompt_embeds.to(self.dtype), prompt_mask.bool())
-        if self.state_encoder is not None:
-            token = self.state_encoder(self._state(state, batch_size).to(self.state_encoder.weight.dtype))
-            prompt_embeds, prompt_mask = append_state_token(prompt_embeds, prompt_mask, token)
-        return prompt_embeds, prompt_mask
+        return prompt_embeds.to(self.dtype), prompt_mask.bool()
+
+    def _with_state(self, prompt_embeds: Tensor, prompt_mask: Tensor, state) -> tuple[Tensor, Tensor | None]:
+        """The state token behind the instruction's; the mask is None when nothing is padded."""
+        if self.backbone.pack_state_after_text:
+            prompt_embeds, prompt_mask = trim_padding(prompt_embeds, prompt_mask)
+        if self.state_encoder is None:
+            return prompt_embeds, prompt_mask
+        token = self.state_encoder(self._state(state, len(prompt_embeds)).to(self.state_encoder.weight.dtype))
+        if self.backbone.pack_state_after_text:
+            return append_state_token(prompt_embeds, prompt_mask, token)
+        prompt_embeds = torch.cat([prompt_embeds, token[:, None].to(prompt_embeds.dtype)], dim=1)
+        return prompt_embeds, nn.functional.pad(prompt_mask, (0, 1), value=True)
 
     def _state(self, state: Tensor | None, batch_size: int) -> Tensor:
         expected = (batch_size, self.config.state_dim)
@@ -452,6 +492,7 @@ class ImageWAMForActionPrediction(PreTrainedModel):
     def _action_velocity(self, actions, time, context, output_attentions=False):
         rotary_emb = self.backbone.action_rotary_emb(actions.shape[1], actions.device)
         weight = self.action_expert.action_encoder.weight
+        time = self.backbone.action_time(time)
         return self.action_expert(actions.to(weight.dtype), time, context, rotary_emb, output_attentions)
 
     # Gradient checkpointing and attention backends
@@ -520,12 +561,12 @@ class ImageWAMForActionPrediction(PreTrainedModel):
             raise ValueError(f"weight_copy is 'per_segment', 'one_axis' or None, got {weight_copy!r}")
         dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         source = getattr(pipeline, "name_or_path", None)
+        family = family_of_pipeline(pipeline, revision)
         if isinstance(pipeline, (str, os.PathLike)):
             source = str(pipeline)
-            pipeline = DiffusionPipeline.from_pretrained(source, revision=revision, torch_dtype=dtype)
+            pipeline = family.load_pipeline(source, revision, dtype)
             for module in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
                 align_weights(module)
-        family = family_of_pipeline(pipeline)
         backbone = {**family.backbone_config(pipeline), **(backbone_options or {})}
         policy = cls(ImageWAMConfig.from_preset(preset, backbone=backbone, **config_kwargs), pipeline.transformer)
         if weight_copy is not None:

@@ -23,6 +23,9 @@ class PrecomputedCollator:
     Args:
         policy: its VAE and text encoder must not change afterwards.
         datasets: all that samples will be drawn from; episode numbers must mean the same in each.
+
+    Raises:
+        ValueError: the policy's text encoder sees the image, so that words cannot be encoded once.
     """
 
     def __init__(
@@ -31,6 +34,8 @@ class PrecomputedCollator:
         processor: ImageWAMProcessor,
         datasets: Sequence[LeRobotDataset],
     ):
+        if policy.backbone.text_sees_image:
+            raise ValueError(f"the text encoder of {policy.backbone.family} sees the image: nothing to encode per text")
         self.processor = processor
         self.horizon = processor.contract.horizon
         self._latents: dict[int, torch.Tensor] = {}  # episode -> [frames, N, C]
@@ -83,4 +88,5 @@ def _encode_episode(policy, processor, dataset, episode: int) -> tuple[torch.Ten
 def _encode_text(policy, processor, text: str) -> torch.Tensor:
     states = np.zeros((1, len(processor.contract.state.names)), dtype=np.float32)
     batch = processor(instruction=[text], state=states, return_tensors="pt").to(policy.device)
-    return policy.backbone.encode_instruction(batch["input_ids"], batch["attention_mask"])[0].cpu()
+    prompt_embeds, _ = policy.backbone.encode_instruction(batch["input_ids"], batch["attention_mask"])
+    return prompt_embeds[0].cpu()

@@ -10,6 +10,7 @@ from transformers import Mistral3Config, Mistral3ForConditionalGeneration
 from imagewam import ImageWAMConfig, ImageWAMForActionPrediction
 from imagewam.demo.tiny_pipeline import build_tiny_pipeline, build_tiny_tokenizer
 from imagewam.modeling.backbones.flux2 import ModelDtypePosEmbed
+from imagewam.modeling.kv_cache import KVCache
 from imagewam.processing.prompt import tokenize as tokenize_prompt
 
 INSTRUCTION = "open the drawer"
@@ -71,14 +72,14 @@ def tokenize(pipeline) -> dict:
 def test_hands_over_what_the_klein_pipeline_hands_over(pipeline, policy, image):
     backbone = policy.backbone
     tokens = tokenize(pipeline)
-    prompt_embeds = backbone.encode_instruction(tokens["input_ids"], tokens["attention_mask"])
+    prompt_embeds, _ = backbone.encode_instruction(tokens["input_ids"], tokens["attention_mask"])
     latents, grid = backbone.encode_image(pixels(image))
     for recorded in record_calls(pipeline, image):
         time = recorded["timestep"]
         context = backbone.context_call(prompt_embeds, None, latents, grid, time).kwargs
         num_target = recorded["hidden_states"].shape[1] - latents.shape[1]
         noisy = recorded["hidden_states"][:, :num_target]
-        target = backbone.target_call(noisy, grid, time).kwargs
+        target = backbone.target_call(noisy, time, KVCache(image_grid=grid)).kwargs
 
         # The pipeline's image stream is [target, reference]; ours are two calls.
         torch.testing.assert_close(
@@ -135,9 +136,9 @@ def test_an_image_that_does_not_fit_the_latent_grid_is_an_error(policy):
 def test_padding_of_the_text_encoder_is_no_padding(pipeline, policy):
     tokens = tokenize(pipeline)
     length = tokens["input_ids"].shape[1]
-    expected = policy.backbone.encode_instruction(tokens["input_ids"], tokens["attention_mask"])
+    expected, _ = policy.backbone.encode_instruction(tokens["input_ids"], tokens["attention_mask"])
     ids, mask = (torch.nn.functional.pad(tokens[name], (0, 7)) for name in ("input_ids", "attention_mask"))
-    padded = policy.backbone.encode_instruction(ids, mask)[:, :length]
+    padded = policy.backbone.encode_instruction(ids, mask)[0][:, :length]
     torch.testing.assert_close(padded, expected, atol=2e-5, rtol=1e-5)
 
 
@@ -169,7 +170,7 @@ def test_hands_over_what_the_dev_pipeline_hands_over(dev_pipeline, image, tmp_pa
     )
     prompt = tokenize_prompt(policy.backbone.tokenizer, [INSTRUCTION], "{instruction}", policy.backbone.prompt_format)
     tokens = {name: torch.from_numpy(ids) for name, ids in prompt.items()}
-    prompt_embeds = policy.backbone.encode_instruction(tokens["input_ids"], tokens["attention_mask"])
+    prompt_embeds, _ = policy.backbone.encode_instruction(tokens["input_ids"], tokens["attention_mask"])
     latents, grid = policy.backbone.encode_image(pixels(image))
     recorded = record_calls(dev_pipeline, image)[0]
     context = policy.backbone.context_call(prompt_embeds, None, latents, grid, recorded["timestep"]).kwargs
@@ -183,7 +184,7 @@ def test_hands_over_what_the_dev_pipeline_hands_over(dev_pipeline, image, tmp_pa
     policy.save_pretrained(tmp_path, save_frozen=True)
     loaded = ImageWAMForActionPrediction.from_pretrained(tmp_path)
     assert type(loaded.backbone).__name__ == "Flux2Backbone"
-    found = loaded.backbone.encode_instruction(tokens["input_ids"], tokens["attention_mask"])
+    found, _ = loaded.backbone.encode_instruction(tokens["input_ids"], tokens["attention_mask"])
     assert torch.equal(found, prompt_embeds)
 
 

@@ -1,30 +1,18 @@
 """What every editing family offers to the policy, and the registry that finds a family by name or pipeline class."""
 
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from ...configuration_imagewam import ImageWAMConfig
+from ..action_expert import ActionExpert, AttentionGeometry, Flux2ActionExpert
 from ..frozen_parts import FrozenParts, reference_to
 from ..kv_cache import KVCache, KVTap
-
-
-@dataclass(frozen=True)
-class AttentionGeometry:
-    """The attention of one tapped layer, which the action expert's layer joins.
-
-    Attributes:
-        form: the block that the action expert builds here: "double" (attention, then MLP) or "single" (parallel).
-    """
-
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    form: Literal["double", "single"] = "double"
 
 
 @dataclass
@@ -34,11 +22,13 @@ class TransformerCall:
     Attributes:
         spans: name of each group of tokens -> where its keys stand in the key axis.
         key_mask: `[B, S]` bool, False for padding; None when all keys are real.
+        pooled: `[B, D]`, what the target call needs of the text besides its keys.
     """
 
     kwargs: dict[str, Any]
     spans: dict[str, slice]
     key_mask: Tensor | None = None
+    pooled: Tensor | None = None
 
 
 class EditingBackbone(FrozenParts, nn.Module, ABC):
@@ -48,6 +38,10 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
     a family with another convention converts inside its methods. Image tokens are packed, normalised latents
     `[B, rows · columns, latent_channels]`, row-major.
 
+    Options of every family in `config.backbone`: `pack_state_after_text` (default True: the state token stands right
+    behind the last word; False: behind the padding, as some published checkpoints were run), and `prompt_format`
+    (fields that replace the family's own, see `processing.prompt.check_prompt_format`).
+
     Args:
         config: `config.backbone` describes the network, `config.frozen_parts` where VAE and text encoder lie.
         transformer: the network itself; built from `config` when None.
@@ -55,9 +49,13 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
 
     family: ClassVar[str]
     pipeline_classes: ClassVar[tuple[str, ...]]
+    # Whether instruction embeddings depend on the current image: nothing made of them outlives the observation.
     text_sees_image: ClassVar[bool] = False
     # How the processor words an instruction for this family's text encoder.
-    prompt_format: ClassVar[dict[str, Any]]
+    default_prompt_format: ClassVar[dict[str, Any]]
+    action_expert_class: ClassVar[type[ActionExpert]] = Flux2ActionExpert
+    # Width of the action expert where the config names none.
+    action_hidden_size: ClassVar[int] = 1024
     # Regular expression over the policy's module names: where LoRA adapters go.
     lora_targets: ClassVar[str]
 
@@ -69,6 +67,14 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
         self.transformer = transformer if transformer is not None else self.build_transformer()
         self.prepare_transformer()
         self.tap = KVTap(self.transformer, self.is_context_attention)
+
+    @property
+    def prompt_format(self) -> dict[str, Any]:
+        return {**self.default_prompt_format, **self.config.backbone.get("prompt_format", {})}
+
+    @property
+    def pack_state_after_text(self) -> bool:
+        return self.config.backbone.get("pack_state_after_text", True)
 
     # What a family says of its network
 
@@ -106,8 +112,14 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
     # The three calls
 
     @abstractmethod
-    def encode_instruction(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """`[B, L]` token ids and mask -> `[B, L, text_dim]` embeddings."""
+    def encode_instruction(
+        self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`[B, L]` token ids and mask -> `[B, L', text_dim]` embeddings and their mask `[B, L']`.
+
+        Args:
+            pixel_values: `[B, 3, H, W]` of the current image, for families whose `text_sees_image`.
+        """
 
     @abstractmethod
     def encode_image(self, pixel_values: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -129,12 +141,20 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
         """The call over instruction, state and current image, without a target."""
 
     @abstractmethod
-    def target_call(self, target_latents: Tensor, image_grid: tuple[int, int], timestep: Tensor) -> TransformerCall:
-        """The call over the noisy target alone, to be made with the context's keys in front."""
+    def target_call(self, target_latents: Tensor, timestep: Tensor, context: KVCache) -> TransformerCall:
+        """The call over the noisy target alone, to be made with the context's keys in front.
+
+        Args:
+            context: `image_grid`, `spans`, `key_mask` and `pooled` tell what stands in front.
+        """
 
     def velocity(self, output: Tensor) -> Tensor:
         """The transformer's output for the target tokens as ε - x."""
         return output
+
+    def action_time(self, timestep: Tensor) -> Tensor:
+        """Action times as this backbone counts its own: the copied time embedding was trained on them."""
+        return timestep
 
     @abstractmethod
     def action_rotary_emb(self, horizon: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -159,7 +179,7 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
         call = self.context_call(prompt_embeds, prompt_attention_mask, image_latents, image_grid, timestep)
         with self.tap.capture(key_mask=call.key_mask) as cache:
             self.transformer(**call.kwargs, return_dict=False)
-        cache.spans, cache.image_grid = call.spans, image_grid
+        cache.spans, cache.image_grid, cache.pooled = call.spans, image_grid, call.pooled
         return cache
 
     def predict_velocity(
@@ -172,13 +192,22 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
             timestep: `[B]`.
             capture: also return the target's own keys and values; without it the second result is empty.
         """
-        call = self.target_call(target_latents, context.image_grid, timestep)
+        call = self.target_call(target_latents, timestep, context)
         with self.tap.prefix(context, key_mask=call.key_mask, capture=capture) as cache:
             output = self.transformer(**call.kwargs, return_dict=False)[0]
         cache.spans, cache.image_grid = call.spans, context.image_grid
         return self.velocity(output), cache
 
     # From and to pipelines
+
+    @classmethod
+    def load_pipeline(cls, source: str, revision: str | None, dtype: torch.dtype | None, **parts) -> DiffusionPipeline:
+        """The pipeline in a folder or hub repo.
+
+        Args:
+            parts: components to use instead of those stored there; None leaves one out.
+        """
+        return DiffusionPipeline.from_pretrained(source, revision=revision, torch_dtype=dtype, **parts)
 
     @classmethod
     @abstractmethod
@@ -213,9 +242,12 @@ def get_family(name: str) -> type[EditingBackbone]:
     return _FAMILIES[name]
 
 
-def family_of_pipeline(pipeline: DiffusionPipeline) -> type[EditingBackbone]:
-    """The family that serves this pipeline's class."""
-    name = type(pipeline).__name__
+def family_of_pipeline(pipeline: DiffusionPipeline | str | os.PathLike, revision: str | None = None):
+    """The family that serves the class of this pipeline, or of the one in this folder or hub repo."""
+    if isinstance(pipeline, DiffusionPipeline):
+        name = type(pipeline).__name__
+    else:
+        name = DiffusionPipeline.load_config(pipeline, revision=revision)["_class_name"]
     for family in _FAMILIES.values():
         if name in family.pipeline_classes:
             return family

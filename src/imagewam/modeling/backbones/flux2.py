@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import Mistral3ForConditionalGeneration, Qwen3ForCausalLM
 
 from ..kv_cache import token_spans
-from .base import AttentionGeometry, EditingBackbone, TransformerCall, register_family
+from ..action_expert import AttentionGeometry
+from .base import EditingBackbone, TransformerCall, register_family
 
 TARGET_TIME_ID, ACTION_TIME_ID, REFERENCE_TIME_ID = 0, 2, 10
 
@@ -35,7 +36,7 @@ class Flux2KleinBackbone(EditingBackbone):
     family = "flux2-klein"
     pipeline_classes = ("Flux2KleinPipeline",)
     frozen_loaders = {"vae": AutoencoderKLFlux2, "text_encoder": Qwen3ForCausalLM}
-    prompt_format = {
+    default_prompt_format = {
         "chat_template_kwargs": {"add_generation_prompt": True, "enable_thinking": False},
         "system_message": None,
         "content_parts": False,
@@ -85,7 +86,7 @@ class Flux2KleinBackbone(EditingBackbone):
     def image_multiple(self) -> int:
         return 2 ** len(self.frozen_part("vae").config.block_out_channels)
 
-    def encode_instruction(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def encode_instruction(self, input_ids, attention_mask, pixel_values=None) -> tuple[Tensor, Tensor]:
         """Hidden states of `text_layers`, concatenated in that order per token: `[B, L, text_dim]`."""
         output = self.frozen_part("text_encoder")(
             input_ids=input_ids,
@@ -95,7 +96,7 @@ class Flux2KleinBackbone(EditingBackbone):
             logits_to_keep=1,  # none is needed
         )
         layers = self.config.backbone.get("text_layers", self.text_layers)
-        return torch.cat([output.hidden_states[layer] for layer in layers], dim=-1)
+        return torch.cat([output.hidden_states[layer] for layer in layers], dim=-1), attention_mask
 
     def encode_image(self, pixel_values: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Mean of the VAE posterior, 2x2 patches as channels, normalised by the VAE's batch-norm statistics."""
@@ -125,10 +126,10 @@ class Flux2KleinBackbone(EditingBackbone):
             key_mask=key_mask,
         )
 
-    def target_call(self, target_latents, image_grid, timestep) -> TransformerCall:
+    def target_call(self, target_latents, timestep, context) -> TransformerCall:
         no_text = target_latents.new_zeros(target_latents.shape[0], 0, self.text_dim)
         return TransformerCall(
-            kwargs=self._kwargs(no_text, target_latents, image_grid, TARGET_TIME_ID, timestep),
+            kwargs=self._kwargs(no_text, target_latents, context.image_grid, TARGET_TIME_ID, timestep),
             spans=token_spans(target=target_latents.shape[1]),
         )
 
@@ -171,7 +172,7 @@ class Flux2Backbone(Flux2KleinBackbone):
     family = "flux2"
     pipeline_classes = ("Flux2Pipeline",)
     frozen_loaders = {"vae": AutoencoderKLFlux2, "text_encoder": Mistral3ForConditionalGeneration}
-    prompt_format = {
+    default_prompt_format = {
         "chat_template_kwargs": {"add_generation_prompt": False},
         "system_message": SYSTEM_MESSAGE,
         "content_parts": True,

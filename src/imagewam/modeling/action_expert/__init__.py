@@ -1,0 +1,8 @@
+"""The action transformer, in the block form of each kind of backbone."""
+
+from .base import ActionExpert, AttentionGeometry
+from .flux2 import Flux2ActionExpert
+from .omnigen2 import OmniGen2ActionExpert
+from .ovis_u1 import OvisU1ActionExpert
+
+__all__ = ["ActionExpert", "AttentionGeometry", "Flux2ActionExpert", "OmniGen2ActionExpert", "OvisU1ActionExpert"]
