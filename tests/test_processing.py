@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from imagewam.processing.contract import ActionSpec, ContractMismatchError
+from imagewam.processing.prompt import check_prompt_format
 from imagewam.processing_imagewam import ImageWAMProcessor
 from tiny_processor import CHAT_FORMAT, HORIZON, contract, observation, processor, statistics, tiny_tokenizer
 
@@ -73,6 +74,43 @@ def test_prompt_formats_raw_system_message_and_parts(tokenizer):
     tiny = processor(tokenizer=tokenizer, prompt_format=parts, instruction_template="{instruction}")
     expected = "<|im_start|>system\nYou edit images.<|im_end|>\n<|im_start|>user\nopen the drawer<|im_end|>\n"
     assert tokenizer.decode(tiny(**observation())["input_ids"][0]) == expected
+
+
+LITERAL = {**CHAT_FORMAT, "chat_template_kwargs": None, "text": "<|im_start|>user\n<image>\n{prompt}<|im_end|>\n"}
+
+
+def test_a_literal_prompt_shows_the_image_where_its_mark_stands(tokenizer):
+    literal = {**LITERAL, "image_ids": [-301, -300, -302]}
+    tiny = processor(tokenizer=tokenizer, prompt_format=literal, instruction_template="{instruction}")
+    inputs = {**observation(), "instruction": "push the <image> {prompt}"}  # words, not marks
+    ids = tiny(**inputs)["input_ids"][0].tolist()
+    at = ids.index(-301)
+    assert ids[at : at + 3] == [-301, -300, -302]
+    assert tokenizer.decode(ids[:at]) == "<|im_start|>user\n"
+    assert tokenizer.decode(ids[at + 3 :]) == "\npush the <image> {prompt}<|im_end|>\n"
+
+
+def test_a_prompt_can_be_padded_to_its_greatest_length(tokenizer):
+    tiny = processor(tokenizer=tokenizer, prompt_format={**CHAT_FORMAT, "padding": "max_length"})
+    inputs = tiny(**observation())
+    assert inputs["input_ids"].shape == inputs["attention_mask"].shape == (1, CHAT_FORMAT["max_length"])
+    length = int(inputs["attention_mask"].sum())
+    assert 0 < length < CHAT_FORMAT["max_length"] and inputs["attention_mask"][0, :length].all()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"text": "<image>{prompt}"}, "need each other"),
+        ({"image_ids": [-300]}, "need each other"),
+        ({"text": "no place"}, "needs '{prompt}' once"),
+        ({"text": "{prompt}", "chat_template_kwargs": {}}, "no chat template beside it"),
+        ({"padding": "left"}, "'longest' or 'max_length', got 'left'"),
+    ],
+)
+def test_prompt_formats_that_contradict_themselves_are_errors(change, message):
+    with pytest.raises(ValueError, match=message):
+        check_prompt_format({**CHAT_FORMAT, "chat_template_kwargs": None, **change})
 
 
 def test_training_inputs(tiny):
@@ -200,7 +238,7 @@ def test_incomplete_parts_are_refused(changes, message):
 def test_for_policy_takes_the_prompt_from_the_backbone(tokenizer):
     backbone = SimpleNamespace(prompt_format=CHAT_FORMAT, tokenizer=tokenizer, tokenizer_source=None)
     tiny = ImageWAMProcessor.for_policy(SimpleNamespace(backbone=backbone), contract(), statistics())
-    assert tiny.tokenizer is tokenizer and tiny.prompt_format == CHAT_FORMAT
+    assert tiny.tokenizer is tokenizer and tiny.prompt_format == check_prompt_format(CHAT_FORMAT)
 
 
 def test_decode_images_clips_and_checks_its_input(tiny):

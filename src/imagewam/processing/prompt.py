@@ -9,20 +9,38 @@ INSTRUCTION_TEMPLATE = (
     "A video recorded from a robot's point of view executing the following instruction: {instruction}"
 )
 
-PROMPT_FORMAT_FIELDS = {"chat_template_kwargs", "system_message", "content_parts", "max_length"}
+# What stands for the current image in a literal text.
+IMAGE_MARK = "<image>"
+
+_OPTIONAL_FIELDS: dict[str, Any] = {"text": None, "image_ids": None, "padding": "longest"}
+PROMPT_FORMAT_FIELDS = {"chat_template_kwargs", "system_message", "content_parts", "max_length", *_OPTIONAL_FIELDS}
 
 
 def check_prompt_format(prompt_format: Mapping[str, Any]) -> dict[str, Any]:
     """A prompt format with all of its fields.
 
-    - `chat_template_kwargs`: handed to the tokenizer's chat template; None: raw text, no chat template.
+    - `chat_template_kwargs`: handed to the tokenizer's chat template; None: no chat template.
     - `system_message`: text of a system turn before the user's, or None.
     - `content_parts`: whether a turn's content is a list of parts instead of a string.
     - `max_length`: most tokens that a prompt may have.
+    - `text`: the prompt spelt out around `{prompt}`, where no chat template writes it; None: the prompt alone. It may
+      hold one `<image>`, where a text encoder that sees the image gets it.
+    - `image_ids`: the token ids that stand for `<image>`.
+    - `padding`: "longest" of the batch, or "max_length", for the few checkpoints to which padding means something.
     """
+    prompt_format = {**_OPTIONAL_FIELDS, **prompt_format}
     if set(prompt_format) != PROMPT_FORMAT_FIELDS:
         raise ValueError(f"expected a prompt format with {sorted(PROMPT_FORMAT_FIELDS)}, got {sorted(prompt_format)}")
-    return dict(prompt_format)
+    text = prompt_format["text"]
+    if text is not None and (prompt_format["chat_template_kwargs"] is not None or text.count("{prompt}") != 1):
+        raise ValueError(f"a literal prompt text needs '{{prompt}}' once and no chat template beside it, got {text!r}")
+    if (IMAGE_MARK in (text or "")) != (prompt_format["image_ids"] is not None):
+        raise ValueError(
+            f"{IMAGE_MARK} in the text and image_ids need each other, got {text!r} and {prompt_format['image_ids']}"
+        )
+    if prompt_format["padding"] not in ("longest", "max_length"):
+        raise ValueError(f"padding is 'longest' or 'max_length', got {prompt_format['padding']!r}")
+    return prompt_format
 
 
 def check_template(template: str) -> str:
@@ -42,7 +60,11 @@ def check_instruction(instruction: str) -> str:
 def tokenize(
     tokenizer: Any, instructions: Sequence[str], template: str, prompt_format: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-    """Token ids of a batch of instructions, right padded to the longest.
+    """Token ids of a batch of instructions, right padded.
+
+    Args:
+        template: with `{instruction}`.
+        prompt_format: as `check_prompt_format` returns it.
 
     Returns:
         `input_ids`, `attention_mask`: int64 [B, L].
@@ -50,21 +72,34 @@ def tokenize(
     Raises:
         ValueError: a prompt has more than `max_length` tokens. It is not cut: the policy would follow half a sentence.
     """
-    texts = [template.replace("{instruction}", instruction) for instruction in instructions]
-    is_chat = prompt_format["chat_template_kwargs"] is not None
-    if is_chat:
-        texts = [_chat(tokenizer, text, prompt_format) for text in texts]
-    # a chat template writes its own special tokens; a second set would shift everything by one
-    tokens = tokenizer(
-        text=texts, add_special_tokens=not is_chat, padding="longest", padding_side="right", return_tensors="np"
-    )
-    lengths = tokens["attention_mask"].sum(axis=1)
-    if lengths.max() > prompt_format["max_length"]:
+    prompts = [template.replace("{instruction}", instruction) for instruction in instructions]
+    ids = [_ids(tokenizer, prompt, prompt_format) for prompt in prompts]
+    lengths = [len(row) for row in ids]
+    longest, max_length = max(lengths), prompt_format["max_length"]
+    if longest > max_length:
         raise ValueError(
-            f"an instruction has {lengths.max()} tokens with its prompt, the text encoder takes "
-            f"{prompt_format['max_length']}: {instructions[lengths.argmax()][:80]!r}"
+            f"an instruction has {longest} tokens with its prompt, the text encoder takes {max_length}: "
+            f"{instructions[lengths.index(longest)][:80]!r}"
         )
+    to_length = {"padding": "max_length", "max_length": max_length} if prompt_format["padding"] != "longest" else {}
+    tokens = tokenizer.pad(
+        {"input_ids": ids}, **{"padding": "longest", **to_length}, padding_side="right", return_tensors="np"
+    )
     return {name: tokens[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
+
+
+def _ids(tokenizer: Any, prompt: str, prompt_format: Mapping[str, Any]) -> list[int]:
+    if prompt_format["chat_template_kwargs"] is not None:
+        # the template writes its own special tokens; a second set would shift everything by one
+        return tokenizer(_chat(tokenizer, prompt, prompt_format), add_special_tokens=False)["input_ids"]
+    if prompt_format["text"] is None:
+        return tokenizer(prompt)["input_ids"]
+    # Words of an instruction are never taken for the mark: the text is cut before they come in.
+    parts = [part.replace("{prompt}", prompt) for part in prompt_format["text"].split(IMAGE_MARK)]
+    ids, *after = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts)
+    for part in after:
+        ids = [*ids, *prompt_format["image_ids"], *part]
+    return ids
 
 
 def _chat(tokenizer: Any, text: str, prompt_format: Mapping[str, Any]) -> str:
