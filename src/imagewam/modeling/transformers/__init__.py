@@ -1,0 +1,1 @@
+"""Networks that diffusers does not ship, loading their published weights."""
