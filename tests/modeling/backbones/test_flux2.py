@@ -11,6 +11,7 @@ from imagewam import ImageWAMConfig, ImageWAMForActionPrediction
 from imagewam.demo.tiny_pipeline import build_tiny_pipeline, build_tiny_tokenizer
 from imagewam.modeling.backbones.flux2 import ModelDtypePosEmbed
 from imagewam.modeling.kv_cache import KVCache
+from imagewam.processing.prompt import check_prompt_format
 from imagewam.processing.prompt import tokenize as tokenize_prompt
 
 INSTRUCTION = "open the drawer"
@@ -168,7 +169,8 @@ def test_hands_over_what_the_dev_pipeline_hands_over(dev_pipeline, image, tmp_pa
     policy = ImageWAMForActionPrediction.from_editing_pipeline(
         dev_pipeline, action_dim=4, state_dim=0, action_hidden_size=32, backbone_options={"guidance_scale": 1.0}
     )
-    prompt = tokenize_prompt(policy.backbone.tokenizer, [INSTRUCTION], "{instruction}", policy.backbone.prompt_format)
+    prompt_format = check_prompt_format(policy.backbone.prompt_format)
+    prompt = tokenize_prompt(policy.backbone.tokenizer, [INSTRUCTION], "{instruction}", prompt_format)
     tokens = {name: torch.from_numpy(ids) for name, ids in prompt.items()}
     prompt_embeds, _ = policy.backbone.encode_instruction(tokens["input_ids"], tokens["attention_mask"])
     latents, grid = policy.backbone.encode_image(pixels(image))

@@ -83,7 +83,9 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
         """The network that `config.backbone["transformer"]` describes, with fresh weights."""
 
     def prepare_transformer(self) -> None:
-        """Adapt the network to the family's options, before it is tapped."""
+        """Write the network's whole config down; families also adapt it to their options, before it is tapped."""
+        network = {k: v for k, v in self.transformer.config.items() if not k.startswith("_")}
+        self.config.backbone = {**self.config.backbone, "transformer": network}
 
     def is_context_attention(self, name: str, module: nn.Module) -> bool:
         """Whether this attention layer's keys belong to the context. All layers, unless a family says otherwise."""
@@ -108,6 +110,17 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
     @abstractmethod
     def image_multiple(self) -> int:
         """Pixels per image token: heights and widths must be multiples of it. Asks the VAE's config."""
+
+    def grid_of(self, pixel_values: Tensor) -> tuple[int, int]:
+        """(rows, columns) of the tokens of an image `[B, 3, H, W]`.
+
+        Raises:
+            ValueError: height or width is no multiple of `image_multiple`.
+        """
+        multiple, (height, width) = self.image_multiple, pixel_values.shape[-2:]
+        if height % multiple or width % multiple:
+            raise ValueError(f"image height and width must be multiples of {multiple}, got {height} x {width}")
+        return height // multiple, width // multiple
 
     # The three calls
 
@@ -210,9 +223,9 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
         return DiffusionPipeline.from_pretrained(source, revision=revision, torch_dtype=dtype, **parts)
 
     @classmethod
-    @abstractmethod
     def backbone_config(cls, pipeline: DiffusionPipeline) -> dict[str, Any]:
         """`config.backbone` for this pipeline."""
+        return {"family": cls.family, "transformer": dict(pipeline.transformer.config)}
 
     def attach_pipeline(self, pipeline: DiffusionPipeline, source: str | None, revision: str | None) -> None:
         """Take over the pipeline's frozen parts and remember where they come from."""

@@ -13,8 +13,8 @@ from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
 from torch import Tensor, nn
 from transformers import Mistral3ForConditionalGeneration, Qwen3ForCausalLM
 
-from ..kv_cache import token_spans
 from ..action_expert import AttentionGeometry
+from ..kv_cache import token_spans
 from .base import EditingBackbone, TransformerCall, register_family
 
 TARGET_TIME_ID, ACTION_TIME_ID, REFERENCE_TIME_ID = 0, 2, 10
@@ -59,11 +59,11 @@ class Flux2KleinBackbone(EditingBackbone):
         return Flux2Transformer2DModel.from_config({"guidance_embeds": self.guidance_embeds, **network})
 
     def prepare_transformer(self) -> None:
-        network = {k: v for k, v in self.transformer.config.items() if not k.startswith("_")}
-        self.config.backbone = {"rope_dtype": "float32", **self.config.backbone, "transformer": network}
-        rope_dtype = self.config.backbone["rope_dtype"]
+        super().prepare_transformer()
+        self.config.backbone = {"rope_dtype": "float32", **self.config.backbone}
+        network, rope_dtype = self.transformer.config, self.config.backbone["rope_dtype"]
         if rope_dtype == "model":
-            self.transformer.pos_embed = ModelDtypePosEmbed(network["rope_theta"], network["axes_dims_rope"])
+            self.transformer.pos_embed = ModelDtypePosEmbed(network.rope_theta, network.axes_dims_rope)
         elif rope_dtype != "float32":
             raise ValueError(f"rope_dtype is 'float32' or 'model', got {rope_dtype!r}")
 
@@ -100,13 +100,9 @@ class Flux2KleinBackbone(EditingBackbone):
 
     def encode_image(self, pixel_values: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Mean of the VAE posterior, 2x2 patches as channels, normalised by the VAE's batch-norm statistics."""
-        vae = self.frozen_part("vae")
-        multiple, (height, width) = self.image_multiple, pixel_values.shape[-2:]
-        if height % multiple or width % multiple:
-            raise ValueError(f"image height and width must be multiples of {multiple}, got {height} x {width}")
+        vae, grid = self.frozen_part("vae"), self.grid_of(pixel_values)
         latents = Flux2KleinPipeline._patchify_latents(vae.encode(pixel_values.to(vae.dtype)).latent_dist.mode())
         mean, std = _latent_statistics(vae, latents)
-        grid = tuple(latents.shape[-2:])
         return Flux2KleinPipeline._pack_latents((latents - mean) / std).contiguous(), grid
 
     def decode_image(self, image_latents: Tensor, image_grid: tuple[int, int]) -> Tensor:
@@ -156,10 +152,6 @@ class Flux2KleinBackbone(EditingBackbone):
     def _ids(self, ids: Tensor) -> Tensor:
         """Positions in the dtype that the RoPE tables are computed in; diffusers' own tables take integers."""
         return ids.to(self.transformer.dtype) if self.config.backbone["rope_dtype"] == "model" else ids
-
-    @classmethod
-    def backbone_config(cls, pipeline: DiffusionPipeline) -> dict[str, Any]:
-        return {"family": cls.family, "transformer": dict(pipeline.transformer.config)}
 
 
 @register_family
