@@ -175,23 +175,40 @@ def call(model, inputs, image, **kwargs):
     return model(**inputs | part | kwargs).sample
 
 
-@torch.no_grad()
-def test_two_passes_equal_one_pass_whose_context_is_blind_to_the_target(model, inputs, monkeypatch):
+def two_passes(model, tap, inputs):
+    """Context = text and condition; then the target with the context's keys and values in front."""
     tokens, pooled = model.refine_text(inputs["encoder_hidden_states"])
-    tap = KVTap(model, select=is_decoder_attention)
     with tap.capture() as cache:
         call(model, inputs, slice(NUM_TARGET, None), encoder_hidden_states=tokens, pooled_projections=pooled)
+    no_text = {"encoder_hidden_states": tokens[:, :0], "pooled_projections": pooled}
     with tap.prefix(cache):
-        output = call(
-            model, inputs, slice(0, NUM_TARGET), encoder_hidden_states=tokens[:, :0], pooled_projections=pooled
-        )
-    assert len(cache.layers) == 2 * 2 + 2
+        return call(model, inputs, slice(0, NUM_TARGET), **no_text), cache
+
+
+@torch.no_grad()
+def test_two_passes_equal_one_pass_whose_context_is_blind_to_the_target(model, inputs, monkeypatch):
+    output, cache = two_passes(model, KVTap(model, select=is_decoder_attention), inputs)
     assert [layer.key.shape[1] for layer in cache.layers] == [NUM_TEXT + 10, 10] * 2 + [NUM_TEXT + 10] * 2
     open_output = model(**inputs).sample[:, :NUM_TARGET]
     hide_target_from_context(monkeypatch)
     masked_output = model(**inputs).sample[:, :NUM_TARGET]
     torch.testing.assert_close(output, masked_output, atol=1e-6, rtol=0)
     assert (output - open_output).abs().max() > 1e-4
+
+
+def test_gradients_through_two_passes_survive_checkpointing(model, inputs):
+    tap = KVTap(model, select=is_decoder_attention)
+
+    def gradients():
+        model.zero_grad()
+        two_passes(model, tap, inputs)[0].square().mean().backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    plain = gradients()
+    tap.enable_gradient_checkpointing()
+    checkpointed = gradients()
+    assert plain.keys() == checkpointed.keys()
+    assert all(torch.equal(checkpointed[name], gradient) for name, gradient in plain.items())
 
 
 def hide_target_from_context(monkeypatch):
