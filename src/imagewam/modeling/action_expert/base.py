@@ -145,8 +145,8 @@ class ActionExpert(nn.Module, ABC):
         return name
 
     @abstractmethod
-    def segments(self, name: str, transformer: nn.Module) -> Segments | None:
-        """The parts that are fused in the parameter `name`; None where it is one whole."""
+    def segments(self, name: str, source: torch.Size) -> Segments | None:
+        """The parts that are fused in the parameter `name`, whose source has this shape; None: it is one whole."""
 
 
 class ContextAttention(nn.Module):

@@ -60,26 +60,23 @@ class Flux2ActionExpert(ActionExpert):
     def project_out(self, hidden: Tensor, temb: Tensor) -> Tensor:
         return self.proj_out(self.norm_out(hidden, temb))
 
-    def segments(self, name: str, transformer: nn.Module) -> Segments | None:
+    def segments(self, name: str, source: torch.Size) -> Segments | None:
         """q, k, v and the MLP's two halves in fused projections, and the vectors of a modulation."""
-        old, new = transformer.get_parameter(name).shape, self.get_parameter(name).shape
-        whole = [[(a, b)] for a, b in zip(old, new, strict=True)]
+        target = self.get_parameter(name).shape
+        whole = [[(a, b)] for a, b in zip(source, target, strict=True)]
         parent = name.removesuffix(".weight").rpartition(".")[0]
         if name.endswith("to_qkv_mlp_proj.weight"):
-            attention = [(w, w) for w in self.get_submodule(parent).widths]
-            return [attention + [self._mlp_widths(parent, transformer)] * 2, whole[1]]
+            widths = self.get_submodule(parent).widths
+            mlp = tuple((size[0] - sum(widths)) // 2 for size in (source, target))
+            return [[(w, w) for w in widths] + [mlp] * 2, whole[1]]
         if name.startswith("single_transformer_blocks.") and name.endswith("to_out.weight"):
             query = self.get_submodule(parent).widths[0]
-            return [whole[0], [(query, query), self._mlp_widths(parent, transformer)]]
+            return [whole[0], [(query, query), (source[1] - query, target[1] - query)]]
         if name.endswith("ff.linear_in.weight"):
-            return [[(old[0] // 2, new[0] // 2)] * 2, whole[1]]
+            return [[(source[0] // 2, target[0] // 2)] * 2, whole[1]]
         if "_modulation" in name:
-            return [[(old[1], new[1])] * (old[0] // old[1]), whole[1]]
+            return [[(source[1], target[1])] * (source[0] // source[1]), whole[1]]
         return None
-
-    def _mlp_widths(self, attention_name: str, transformer: nn.Module) -> tuple[int, int]:
-        old, new = (m.get_submodule(attention_name).mlp_hidden_dim for m in (transformer, self))
-        return old, new
 
 
 class ActionDoubleBlock(nn.Module):

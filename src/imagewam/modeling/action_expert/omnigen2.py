@@ -3,6 +3,7 @@
 Parameter names are OmniGen2's. Its width need not be heads · head_dim, so the block is built from diffusers' parts.
 """
 
+import torch
 from diffusers.models.attention import LuminaFeedForward
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.normalization import LuminaLayerNormContinuous, LuminaRMSNormZero, RMSNorm
@@ -46,13 +47,13 @@ class OmniGen2ActionExpert(ActionExpert):
     def project_out(self, hidden: Tensor, temb: Tensor) -> Tensor:
         return self.norm_out(hidden, temb)
 
-    def segments(self, name: str, transformer: nn.Module) -> Segments | None:
+    def segments(self, name: str, source: torch.Size) -> Segments | None:
         """The four vectors of a modulation."""
         if ".norm1.linear." not in name:
             return None
-        old, new = transformer.get_parameter(name).shape, self.get_parameter(name).shape
-        rows = [(old[0] // 4, new[0] // 4)] * 4
-        return [rows, *([(a, b)] for a, b in zip(old[1:], new[1:], strict=True))]
+        target = self.get_parameter(name).shape
+        rows = [(source[0] // 4, target[0] // 4)] * 4
+        return [rows, *([(a, b)] for a, b in zip(source[1:], target[1:], strict=True))]
 
 
 class ActionSandwichBlock(nn.Module):

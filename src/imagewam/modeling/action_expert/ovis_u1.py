@@ -54,16 +54,16 @@ class OvisU1ActionExpert(ActionExpert):
     def project_out(self, hidden: Tensor, temb: Tensor) -> Tensor:
         return self.proj_out(self.norm_out(hidden, temb))
 
-    def segments(self, name: str, transformer: nn.Module) -> Segments | None:
+    def segments(self, name: str, source: torch.Size) -> Segments | None:
         """The vectors of a modulation, and attention beside MLP in front of a single block's way out."""
-        old, new = transformer.get_parameter(name).shape, self.get_parameter(name).shape
-        whole = [[(a, b)] for a, b in zip(old, new, strict=True)]
+        target = self.get_parameter(name).shape
+        whole = [[(a, b)] for a, b in zip(source, target, strict=True)]
         if ".norm1.linear." in name or ".norm.linear." in name:
             parts = 9 if ".norm1." in name else 3
-            return [[(old[0] // parts, new[0] // parts)] * parts, *whole[1:]]
+            return [[(source[0] // parts, target[0] // parts)] * parts, *whole[1:]]
         if name.endswith(".proj_out.weight"):
             query = self.get_submodule(name.replace("proj_out.weight", "attn")).widths[0]
-            return [whole[0], [(query, query), (old[1] - query, new[1] - query)]]
+            return [whole[0], [(query, query), (source[1] - query, target[1] - query)]]
         return None
 
 
