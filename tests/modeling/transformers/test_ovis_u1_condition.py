@@ -121,9 +121,10 @@ def test_the_published_networks_numbers_are_reproduced(reference, reference_enco
     words = reference_encoder.visual_tokenizer.words(features)
     torch.testing.assert_close(words[0], tensors["mid.soft_tokens"][tokens, :-4], atol=1e-6, rtol=0)
     ids = tensors["ids"][row, None]
-    embeds, mask = reference_encoder.embed(ids, torch.ones_like(ids, dtype=torch.bool), words)
+    at = ids[0].tolist().index(IMAGE_ID)
+    spread = torch.cat([ids[:, :at], torch.full((1, words.shape[1]), IMAGE_ID), ids[:, at + 1 :]], dim=1)
+    embeds = reference_encoder.embed(spread, words)
     torch.testing.assert_close(embeds[0], tensors["mid.inputs_embeds"][row], atol=1e-6, rtol=0)
-    assert mask.all()
     reference_encoder.visual_tokenizer.forward = lambda pixel_values: words
     try:
         conditions, _ = reference_encoder(ids, torch.ones_like(ids), torch.zeros(1, 3, 1, 1))
@@ -179,11 +180,20 @@ def test_words_behind_the_image_see_it_and_words_before_do_not(encoder, batch):
 
 
 @torch.no_grad()
+def test_a_batch_without_padding_needs_no_mask(encoder, batch):
+    ids, pixels = batch["input_ids"][:1], batch["pixel_values"][:1]
+    expected, _ = encoder(ids, torch.ones(1, 8), pixels)
+    conditions, mask = encoder(ids, None, pixels)
+    assert mask is None
+    torch.testing.assert_close(conditions, expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
 def test_the_first_mark_shares_its_row_with_the_last_visual_word(encoder):
     ids = torch.tensor([IMAGE])
     last_word = torch.zeros(1, 1, 20)
     last_word[..., -1] = 1
-    embeds, _ = encoder.embed(ids, torch.ones(1, 3, dtype=torch.bool), last_word)
+    embeds = encoder.embed(ids, last_word)
     torch.testing.assert_close(embeds[0], encoder.visual_embeddings.weight[[19, 19, 20]])
 
 

@@ -100,63 +100,63 @@ class OvisU1ConditionEncoder(PreTrainedModel):
         return self.language_model.embed_tokens
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, pixel_values: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Last and second to last hidden state of every token, side by side; the last one after the final norm.
 
         Args:
             input_ids: `[B, L]` int64, with `IMAGE_BEGIN_ID`, `IMAGE_ID`, `IMAGE_END_ID` where a prompt has its image.
-            attention_mask: `[B, L]`, 1 or True for tokens; padding is on the right.
+            attention_mask: `[B, L]`, 1 or True for tokens, padding is on the right; None where nothing is padded.
             pixel_values: `[B, 3, H, W]` in [-1, 1], the image of each prompt; None where none of them has one.
 
         Returns:
-            Conditions `[B, L', 2 * hidden_size]` and their mask `[B, L']` bool. `IMAGE_ID` is replaced by all visual
-            tokens of the image, so with an image L' = L - 1 + visual tokens.
+            Conditions `[B, L', 2 * hidden_size]` and their mask `[B, L']` bool, None if none was given. `IMAGE_ID` is
+            replaced by all visual tokens of the image, so with an image L' = L - 1 + visual tokens.
 
         Raises:
             ValueError: the prompts and the images do not fit each other, or padding is not on the right.
         """
-        mask = attention_mask.bool()
+        mask = None if attention_mask is None else attention_mask.bool()
         _check_inputs(input_ids, mask, pixel_values)
         if pixel_values is None:
             embeds = self.language_model.embed_tokens(input_ids)
         else:
-            embeds, mask = self.embed(input_ids, mask, self.visual_tokenizer(pixel_values))
+            words = self.visual_tokenizer(pixel_values)
+            embeds = self.embed(_spread(input_ids, input_ids, words.shape[1]), words)
+            mask = None if mask is None else _spread(mask, input_ids, words.shape[1])
         output = self.language_model(
             inputs_embeds=embeds, attention_mask=mask, output_hidden_states=True, use_cache=False
         )
         return torch.cat([output.hidden_states[-1], output.hidden_states[-2]], dim=-1), mask
 
-    def embed(self, input_ids: Tensor, mask: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-        """Input embeddings `[B, L', hidden_size]` of prompts with one image each, and their mask `[B, L']`.
+    def embed(self, input_ids: Tensor, words: Tensor) -> Tensor:
+        """Input embeddings `[B, L', hidden_size]` of prompts with one image each.
 
         Args:
-            input_ids, mask: `[B, L]`.
+            input_ids: `[B, L']`, with `IMAGE_ID` once for every visual token.
             words: `[B, N, visual words]`, probabilities from the visual tokenizer.
         """
-        batch_size, num_tokens = words.shape[:2]
-        repeats = torch.where(input_ids == IMAGE_ID, num_tokens, 1).flatten()
-        total = input_ids.numel() + batch_size * (num_tokens - 1)
-        ids, mask = (
-            values.flatten().repeat_interleave(repeats, output_size=total).view(batch_size, -1)
-            for values in (input_ids, mask)
-        )
-        table = self.visual_embeddings.weight
-        num_words = words.shape[-1]
-        visual = words.to(table.dtype) @ table[:num_words]
-        embeds = self.language_model.embed_tokens(ids.clamp(min=0))
-        embeds = embeds.masked_scatter((ids == IMAGE_ID)[..., None], visual)
+        table, num_words = self.visual_embeddings.weight, words.shape[-1]
+        embeds = self.language_model.embed_tokens(input_ids.clamp(min=0))
+        embeds = embeds.masked_scatter((input_ids == IMAGE_ID)[..., None], words.to(table.dtype) @ table[:num_words])
         # As published, the marks take the rows from one before the reserved ones on. So the first mark shares its row
         # with the last visual word, and the last row of the table is never used.
-        begin, end = table[num_words - 1], table[num_words]
-        embeds = torch.where((ids == IMAGE_BEGIN_ID)[..., None], begin, embeds)
-        return torch.where((ids == IMAGE_END_ID)[..., None], end, embeds), mask
+        embeds = torch.where((input_ids == IMAGE_BEGIN_ID)[..., None], table[num_words - 1], embeds)
+        return torch.where((input_ids == IMAGE_END_ID)[..., None], table[num_words], embeds)
 
 
-def _check_inputs(input_ids: Tensor, mask: Tensor, pixel_values: Tensor | None) -> None:
-    if mask.shape != input_ids.shape:
+def _spread(values: Tensor, input_ids: Tensor, num_tokens: int) -> Tensor:
+    """Values of tokens `[B, L]`, with that of the image repeated for each of its visual tokens: `[B, L']`."""
+    repeats = torch.where(input_ids == IMAGE_ID, num_tokens, 1).flatten()
+    length = input_ids.shape[1] - 1 + num_tokens
+    spread = values.flatten().repeat_interleave(repeats, output_size=len(values) * length)
+    return spread.view(-1, length)
+
+
+def _check_inputs(input_ids: Tensor, mask: Tensor | None, pixel_values: Tensor | None) -> None:
+    if mask is not None and mask.shape != input_ids.shape:
         raise ValueError(f"expected a mask of shape {tuple(input_ids.shape)}, got {tuple(mask.shape)}")
-    if (mask[:, 1:] & ~mask[:, :-1]).any():
+    if mask is not None and (mask[:, 1:] & ~mask[:, :-1]).any():
         raise ValueError("expected padding on the right, got an attention_mask with tokens behind padding")
     marks = [row[row < 0].tolist() for row in input_ids.cpu()]
     with_image = [row == _PLACEHOLDERS for row in marks]
