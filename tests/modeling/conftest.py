@@ -1,15 +1,18 @@
 import pytest
 import torch
+from tiny_families import FAMILIES
 
 from imagewam import ImageWAMForActionPrediction
-from imagewam.demo.tiny_pipeline import build_tiny_pipeline
+from imagewam.modeling.backbones import family_of_pipeline
+from imagewam.processing.prompt import check_prompt_format, tokenize
 
 INSTRUCTIONS = ["open the drawer", "push the red button on the wall"]
 
 
-@pytest.fixture(scope="session")
-def tiny_pipeline():
-    return build_tiny_pipeline(INSTRUCTIONS, num_layers=1, num_single_layers=2, heads=2, head_dim=16, text_width=16)
+@pytest.fixture(scope="session", params=FAMILIES)
+def tiny_pipeline(request):
+    """Every test that uses it, or a policy on it, runs for every editing family."""
+    return FAMILIES[request.param](INSTRUCTIONS)
 
 
 @pytest.fixture
@@ -29,7 +32,9 @@ def make_policy(tiny_pipeline):
 def observation(tiny_pipeline):
     """A batch of two, with instructions of different lengths."""
     generator = torch.Generator().manual_seed(2)
-    tokens = tiny_pipeline.tokenizer(INSTRUCTIONS, padding=True, return_tensors="pt")
+    prompt_format = check_prompt_format(family_of_pipeline(tiny_pipeline).default_prompt_format)
+    tokens = tokenize(tiny_pipeline.tokenizer, INSTRUCTIONS, "{instruction}", prompt_format)
+    tokens = {name: torch.from_numpy(values) for name, values in tokens.items()}
     assert not tokens["attention_mask"].all()
     return {
         "pixel_values": torch.rand(2, 3, 16, 32, generator=generator) * 2 - 1,
@@ -48,3 +53,18 @@ def batch(observation):
         "actions": torch.randn(2, 6, 4, generator=generator),
         "action_is_pad": torch.tensor([[False] * 6, [False] * 4 + [True] * 2]),
     }
+
+
+@pytest.fixture
+def noise(make_policy):
+    """What `predict_action` starts from, for `observation`."""
+    channels = make_policy().backbone.latent_channels
+    return {
+        "latents": torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(4)),
+        "image_noise": torch.randn(2, 8, channels, generator=torch.Generator().manual_seed(5)),
+    }
+
+
+@pytest.fixture
+def training_noise(noise):
+    return {"action_noise": noise["latents"], "image_noise": noise["image_noise"]}

@@ -7,16 +7,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from imagewam import ImageWAMConfig, ImageWAMForActionPrediction
 
 MODES = ["prefix", "denoise"]
-NOISE = {
-    "latents": torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(4)),
-    "image_noise": torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(5)),
-}
 TIMES = {"action_time": torch.tensor([0.3, 0.9]), "image_time": torch.tensor([0.6, 0.1])}
-TRAINING_NOISE = {"action_noise": NOISE["latents"], "image_noise": NOISE["image_noise"]}
 
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+@torch.no_grad()
+def encoded(policy, inputs):
+    return policy.backbone.encode_instruction(inputs["input_ids"], inputs["attention_mask"], inputs["pixel_values"])
 
 
 def sample(inputs, index):
@@ -27,18 +27,18 @@ def sample(inputs, index):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_batch_of_ragged_instructions_is_as_one_by_one(make_policy, observation, mode):
+def test_a_batch_of_ragged_instructions_is_as_one_by_one(make_policy, observation, mode, noise):
     policy = make_policy(edit_mode=mode)
-    together = policy.predict_action(**observation, **NOISE).actions
+    together = policy.predict_action(**observation, **noise).actions
     for index in range(2):
-        noise = {name: value[index : index + 1] for name, value in NOISE.items()}
-        alone = policy.predict_action(**sample(observation, index), **noise).actions
+        own_noise = {name: value[index : index + 1] for name, value in noise.items()}
+        alone = policy.predict_action(**sample(observation, index), **own_noise).actions
         torch.testing.assert_close(together[index : index + 1], alone, atol=1e-5, rtol=0)
 
 
-def test_losses_of_a_ragged_batch_are_the_mean_of_one_by_one(make_policy, batch):
+def test_losses_of_a_ragged_batch_are_the_mean_of_one_by_one(make_policy, batch, training_noise):
     policy = make_policy()
-    arguments = {**TRAINING_NOISE, **TIMES}
+    arguments = {**training_noise, **TIMES}
     together = policy(**batch, **arguments)
     alone = [
         policy(**sample(batch, i), **{name: value[i : i + 1] for name, value in arguments.items()}) for i in range(2)
@@ -48,11 +48,10 @@ def test_losses_of_a_ragged_batch_are_the_mean_of_one_by_one(make_policy, batch)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_padding_to_512_tokens_changes_nothing(make_policy, observation, mode):
+def test_padding_to_512_tokens_changes_nothing(make_policy, observation, mode, noise):
     policy = make_policy(edit_mode=mode)
-    expected = policy.predict_action(**observation, **NOISE).actions
-    mask = observation["attention_mask"]
-    embeds = policy.backbone.encode_instruction(observation["input_ids"], mask)[0].detach()
+    expected = policy.predict_action(**observation, **noise).actions
+    embeds, mask = encoded(policy, observation)
     pads = 512 - mask.shape[1]
     padded = torch.cat([embeds, torch.full((2, pads, embeds.shape[-1]), 7.0)], dim=1)
     inputs = {name: observation[name] for name in ("pixel_values", "state")}
@@ -64,24 +63,25 @@ def test_padding_to_512_tokens_changes_nothing(make_policy, observation, mode):
         left["prompt_embeds"][row, -length:] = embeds[row, :length]
         left["prompt_attention_mask"][row] = torch.arange(512) >= 512 - length
     for padding in (right, left):
-        found = policy.predict_action(**inputs, **padding, **NOISE).actions
+        found = policy.predict_action(**inputs, **padding, **noise).actions
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def test_every_input_can_be_passed_in_precomputed(make_policy, batch):
+def test_every_input_can_be_passed_in_precomputed(make_policy, batch, training_noise):
     policy = make_policy()
     with torch.no_grad():
-        expected = policy(**batch, **TRAINING_NOISE, **TIMES)
+        expected = policy(**batch, **training_noise, **TIMES)
         latents, grid = policy.backbone.encode_image(batch["pixel_values"])
         target, _ = policy.backbone.encode_image(batch["target_pixel_values"])
+        prompt_embeds, mask = encoded(policy, batch)
         found = policy(
-            prompt_embeds=policy.backbone.encode_instruction(batch["input_ids"], batch["attention_mask"])[0],
-            prompt_attention_mask=batch["attention_mask"],
+            prompt_embeds=prompt_embeds,
+            prompt_attention_mask=mask,
             image_latents=latents,
             image_grid=torch.tensor(grid),
             target_latents=target,
             **{name: batch[name] for name in ("state", "actions", "action_is_pad")},
-            **TRAINING_NOISE,
+            **training_noise,
             **TIMES,
         )
     for name in ("loss", "action_velocity", "image_velocity"):
@@ -109,57 +109,58 @@ def test_training_draws_are_reproduced_by_the_global_seed(make_policy, batch):
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_actions_see_the_target_in_denoise_mode_only(make_policy, observation):
-    other_noise = {**NOISE, "image_noise": NOISE["image_noise"].flip(1)}
+def test_actions_see_the_target_in_denoise_mode_only(make_policy, observation, noise):
+    other_noise = {**noise, "image_noise": noise["image_noise"].flip(1)}
     for mode, sees in (("prefix", False), ("denoise", True)):
         policy = make_policy(edit_mode=mode)
-        output = policy.predict_action(**observation, **NOISE, output_attentions=True)
+        output = policy.predict_action(**observation, **noise, output_attentions=True)
         other = policy.predict_action(**observation, **other_noise)
         assert torch.equal(output.actions, other.actions) is not sees
         assert ("target" in output.context_spans) is sees
         assert output.attentions[0][0].shape[-1] == max(span.stop for span in output.context_spans.values())
 
 
-def test_attentions_come_per_step_and_layer_and_cover_the_context(make_policy, observation):
+def test_attentions_come_per_step_and_layer_and_cover_the_context(make_policy, observation, noise):
     policy = make_policy()
-    output = policy.predict_action(**observation, **NOISE, num_inference_steps=3, output_attentions=True)
-    text = observation["input_ids"].shape[1] + 1  # and the state
+    output = policy.predict_action(**observation, **noise, num_inference_steps=3, output_attentions=True)
+    text = encoded(policy, observation)[0].shape[1] + 1  # and the state
     assert output.context_spans == {
         "text": slice(0, text),
         "image": slice(text, text + 8),
         "target": slice(text + 8, text + 16),
     }
     assert output.image_grid == (2, 4)
-    assert len(output.attentions) == 3 and all(len(step) == 3 for step in output.attentions)
+    layers, heads = len(policy.backbone.tap.layer_names), policy.backbone.attention_layers[0].num_heads
+    assert len(output.attentions) == 3 and all(len(step) == layers for step in output.attentions)
+    assert {weights.shape for step in output.attentions for weights in step} == {(2, heads, 6, text + 16)}
     weights = output.attentions[0][0]
-    assert weights.shape == (2, 2, 6, text + 16)
     assert (weights[0, ..., text - 1] == 0).all()  # padding behind the shorter instruction
-    assert policy.predict_action(**observation, **NOISE).attentions is None
+    assert policy.predict_action(**observation, **noise).attentions is None
 
 
-def test_a_context_can_be_reused(make_policy, observation):
+def test_a_context_can_be_reused(make_policy, observation, noise):
     policy = make_policy()
-    expected = policy.predict_action(**observation, **NOISE).actions
+    expected = policy.predict_action(**observation, **noise).actions
     context = policy.encode_context(**observation)
-    assert torch.equal(policy.predict_action(context=context, **NOISE).actions, expected)
-    edited = policy.encode_edit(context, image_noise=NOISE["image_noise"])
-    assert torch.equal(policy.predict_action(context=edited, latents=NOISE["latents"]).actions, expected)
+    assert torch.equal(policy.predict_action(context=context, **noise).actions, expected)
+    edited = policy.encode_edit(context, image_noise=noise["image_noise"])
+    assert torch.equal(policy.predict_action(context=edited, latents=noise["latents"]).actions, expected)
 
 
-def test_the_edit_time_below_one_takes_a_step_first(make_policy, observation):
+def test_the_edit_time_below_one_takes_a_step_first(make_policy, observation, noise):
     policy = make_policy(edit_timestep=0.4)
     context = policy.encode_context(**observation)
     one, time = torch.ones(2), torch.full((2,), 0.4)
     with torch.no_grad():
-        velocity, _ = policy.backbone.predict_velocity(NOISE["image_noise"], one, context)
-        half = NOISE["image_noise"] - 0.6 * velocity
+        velocity, _ = policy.backbone.predict_velocity(noise["image_noise"], one, context)
+        half = noise["image_noise"] - 0.6 * velocity
         _, target = policy.backbone.predict_velocity(half, time, context, capture=True)
-    found = policy.encode_edit(context, image_noise=NOISE["image_noise"])
+    found = policy.encode_edit(context, image_noise=noise["image_noise"])
     expected = context.cat(target)
     torch.testing.assert_close(found.layers[-1].key, expected.layers[-1].key, atol=1e-5, rtol=0)
 
 
-def test_the_context_time_is_the_configs(make_policy, observation, batch):
+def test_the_context_time_is_the_configs(make_policy, observation, batch, training_noise):
     contexts = {}
     for name, kwargs in {
         "paper": {},
@@ -170,7 +171,7 @@ def test_the_context_time_is_the_configs(make_policy, observation, batch):
         policy = make_policy(**kwargs)
         contexts[name] = policy.encode_context(**observation).layers[-1].key
         losses = [
-            policy(**batch, **TRAINING_NOISE, action_time=TIMES["action_time"], image_time=t).action_loss
+            policy(**batch, **training_noise, action_time=TIMES["action_time"], image_time=t).action_loss
             for t in (torch.tensor([0.2, 0.2]), torch.tensor([0.8, 0.8]))
         ]
         # In prefix mode the image time reaches the actions through the context alone.
@@ -182,7 +183,7 @@ def test_the_context_time_is_the_configs(make_policy, observation, batch):
         assert torch.equal(contexts[name], expected), name
     policy = make_policy(edit_mode="prefix", context_timestep=0)
     losses = [
-        policy(**batch, **TRAINING_NOISE, action_time=TIMES["action_time"], image_time=torch.full((2,), t)).action_loss
+        policy(**batch, **training_noise, action_time=TIMES["action_time"], image_time=torch.full((2,), t)).action_loss
         for t in (0.2, 0.8)
     ]
     assert torch.equal(*losses)
@@ -199,11 +200,11 @@ def test_training_reaches_every_weight_and_no_frozen_part(make_policy, batch, mo
         assert not any(p.requires_grad for p in module.parameters())
 
 
-def test_the_loss_is_that_of_the_preset(make_policy, batch):
+def test_the_loss_is_that_of_the_preset(make_policy, batch, training_noise):
     policy = make_policy(preset="published")
-    output = policy(**batch, **TRAINING_NOISE, **TIMES)
+    output = policy(**batch, **training_noise, **TIMES)
     assert output.loss.item() == pytest.approx(output.action_loss.item() + 0.5 * output.image_loss.item(), rel=1e-6)
-    plain = make_policy(edit_mode="prefix")(**batch, **TRAINING_NOISE, **TIMES)
+    plain = make_policy(edit_mode="prefix")(**batch, **training_noise, **TIMES)
     assert output.action_loss.item() != pytest.approx(plain.action_loss.item(), rel=1e-2)
 
 
@@ -214,19 +215,19 @@ def test_without_image_loss_prefix_mode_needs_no_target(make_policy, batch):
     assert output.image_loss is None and torch.equal(output.loss, output.action_loss)
 
 
-def test_padded_actions_have_no_influence_on_the_loss(make_policy, batch):
+def test_padded_actions_have_no_influence_on_the_loss(make_policy, batch, training_noise):
     policy = make_policy()
-    expected = policy(**batch, **TRAINING_NOISE, **TIMES).image_loss
-    assert torch.equal(policy(**batch, **TRAINING_NOISE, **TIMES).image_loss, expected)
+    expected = policy(**batch, **training_noise, **TIMES).image_loss
+    assert torch.equal(policy(**batch, **training_noise, **TIMES).image_loss, expected)
     as_integers = {**batch, "action_is_pad": batch["action_is_pad"].int()}
-    arguments = {**TRAINING_NOISE, **TIMES}
+    arguments = {**training_noise, **TIMES}
     assert torch.equal(policy(**as_integers, **arguments).action_loss, policy(**batch, **arguments).action_loss)
     all_pad = {**batch, "action_is_pad": torch.ones(2, 6, dtype=torch.bool)}
-    assert policy(**all_pad, **TRAINING_NOISE, **TIMES).action_loss == 0
+    assert policy(**all_pad, **training_noise, **TIMES).action_loss == 0
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_gradient_checkpointing_gives_the_same_gradients(make_policy, batch, mode):
+def test_gradient_checkpointing_gives_the_same_gradients(make_policy, batch, mode, training_noise):
     gradients = []
     for enable in (False, True):
         policy = make_policy(edit_mode=mode)
@@ -234,7 +235,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_policy, batch, mod
         if enable:
             policy.activation_checkpointing_enable()
         policy.train()
-        policy(**batch, **TRAINING_NOISE, **TIMES).loss.backward()
+        policy(**batch, **training_noise, **TIMES).loss.backward()
         gradients.append({name: p.grad.clone() for name, p in policy.named_parameters()})
         policy.activation_checkpointing_disable()
     for name, gradient in gradients[0].items():
@@ -242,21 +243,21 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_policy, batch, mod
 
 
 @pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
-def test_attention_implementations_agree(make_policy, observation, implementation):
+def test_attention_implementations_agree(make_policy, observation, implementation, noise):
     policy, bystander = copy.deepcopy(make_policy(edit_mode="prefix")), make_policy()
 
     def backends(policy):
         used = {layer.processor._attention_backend for layer in policy.backbone.tap._layers.values()}
         return used | {m.backend for m in policy.action_expert.modules() if hasattr(m, "backend")}
 
-    expected = policy.predict_action(**observation, **NOISE).actions
+    expected = policy.predict_action(**observation, **noise).actions
     policy.set_attn_implementation(implementation)
     assert backends(policy) == {{"eager": "_native_math", "flex_attention": "flex"}[implementation]}
-    torch.testing.assert_close(policy.predict_action(**observation, **NOISE).actions, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(policy.predict_action(**observation, **noise).actions, expected, atol=1e-4, rtol=0)
     assert backends(bystander) == {None}
     policy.set_attn_implementation("sdpa")
     assert backends(policy) == {None}
-    assert torch.equal(policy.predict_action(**observation, **NOISE).actions, expected)
+    assert torch.equal(policy.predict_action(**observation, **noise).actions, expected)
 
 
 def test_the_edited_frame_is_a_picture_of_the_canvas(make_policy, observation):
@@ -267,39 +268,40 @@ def test_the_edited_frame_is_a_picture_of_the_canvas(make_policy, observation):
         assert torch.equal(frame, policy.predict_frame(**observation, num_inference_steps=2, generator=seeded()))
 
 
-def test_bfloat16_stays_close(make_policy, observation):
+def test_bfloat16_stays_close(make_policy, observation, noise):
     policy = make_policy(edit_mode="prefix")
-    expected = policy.predict_action(**observation, **NOISE).actions
+    expected = policy.predict_action(**observation, **noise).actions
     half = copy.deepcopy(policy).to(torch.bfloat16)
     assert half.backbone.frozen["vae"].dtype == torch.bfloat16
-    torch.testing.assert_close(half.predict_action(**observation, **NOISE).actions, expected, atol=0.1, rtol=0)
+    torch.testing.assert_close(half.predict_action(**observation, **noise).actions, expected, atol=0.1, rtol=0)
 
 
-def test_a_policy_without_state(make_policy, observation):
+def test_a_policy_without_state(make_policy, observation, noise):
     policy = make_policy(state_dim=0)
     del observation["state"]
     assert policy.state_encoder is None
-    assert policy.predict_action(**observation, **NOISE).actions.shape == (2, 6, 4)
+    assert policy.predict_action(**observation, **noise).actions.shape == (2, 6, 4)
 
 
 def test_bad_inputs_are_named_on_both_sides(make_policy, observation, batch):
     policy = make_policy()
+    width, channels = policy.backbone.text_dim, policy.backbone.latent_channels
     cases = [
         ({"state": torch.zeros(2, 5)}, r"state of \[2, 3\] .* got \[2, 5\]"),
         ({"state": None}, r"state of \[2, 3\] .* got none"),
         ({"pixel_values": None}, "pixel_values"),
         ({"input_ids": None}, "input_ids with attention_mask, or prompt_embeds"),
         ({"pixel_values": torch.zeros(2, 3, 17, 32)}, "multiples of 8, got 17 x 32"),
-        ({"prompt_embeds": torch.zeros(2, 4, 5)}, r"must be \[2, L, 48\], got \[2, 4, 5\]"),
-        ({"image_latents": torch.zeros(2, 8, 32)}, "image_grid"),
-        ({"image_latents": torch.zeros(2, 7, 32), "image_grid": (2, 4)}, r"\[B, 8, 32\], got \[2, 7, 32\]"),
+        ({"prompt_embeds": torch.zeros(2, 4, 5)}, rf"must be \[2, L, {width}\], got \[2, 4, 5\]"),
+        ({"image_latents": torch.zeros(2, 8, channels)}, "image_grid"),
+        ({"image_latents": torch.zeros(2, 7, 99), "image_grid": (2, 4)}, rf"\[B, 8, {channels}\], got \[2, 7, 99\]"),
     ]
     for change, message in cases:
         with pytest.raises(ValueError, match=message):
             policy.predict_action(**{**observation, **change})
     with pytest.raises(ValueError, match=r"latents must be \(2, 6, 4\) .* got \(2, 7, 4\)"):
         policy.predict_action(**observation, latents=torch.zeros(2, 7, 4))
-    with pytest.raises(ValueError, match=r"image_noise must be \[2, 8, 32\], got \[2, 9, 32\]"):
+    with pytest.raises(ValueError, match=rf"image_noise must be \[2, 8, {channels}\], got \[2, 9, 32\]"):
         policy.predict_action(**observation, image_noise=torch.zeros(2, 9, 32))
     with pytest.raises(ValueError, match=r"actions \[B, 6, 4\], got \[2, 6, 7\]"):
         policy(**{**batch, "actions": torch.zeros(2, 6, 7)})
@@ -350,19 +352,25 @@ def test_a_decision_of_the_4b_policy_costs_no_more_than_planned(mode, limit):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_mixed_precision_trains_and_predicts(make_policy, batch, observation, mode):
+def test_mixed_precision_trains_and_predicts(
+    make_policy, batch, observation, mode, training_noise, noise, monkeypatch
+):
     policy = make_policy(edit_mode=mode)
-    expected = policy(**batch, **TRAINING_NOISE, **TIMES).loss
+    expected = policy(**batch, **training_noise, **TIMES).loss
     with torch.autocast("cpu", torch.bfloat16):
-        loss = policy(**batch, **TRAINING_NOISE, **TIMES).loss
-        actions = policy.predict_action(**observation, **NOISE).actions
+        loss = policy(**batch, **training_noise, **TIMES).loss
+        actions = policy.predict_action(**observation, **noise).actions
     loss.backward()
-    seen = []
-    hook = policy.action_expert.time_guidance_embed.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        policy(**batch, **TRAINING_NOISE, **{**TIMES, "action_time": torch.tensor([0.9771, 0.6543])})
-    hook.remove()
-    torch.testing.assert_close(seen[0], torch.tensor([977.1, 654.3]))  # not rounded to bfloat16
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(expected.item(), rel=0.02)
     assert all(p.grad.isfinite().all() for p in policy.parameters())
-    torch.testing.assert_close(actions, policy.predict_action(**observation, **NOISE).actions, atol=0.1, rtol=0)
+    torch.testing.assert_close(actions, policy.predict_action(**observation, **noise).actions, atol=0.1, rtol=0)
+
+
+def test_action_times_are_not_rounded_under_mixed_precision(make_policy, batch, training_noise, monkeypatch):
+    policy = make_policy()
+    seen, embed_time = [], policy.action_expert.embed_time
+    monkeypatch.setattr(policy.action_expert, "embed_time", lambda time: seen.append(time) or embed_time(time))
+    time = torch.tensor([0.9771, 0.6543])
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        policy(**batch, **training_noise, **{**TIMES, "action_time": time})
+    torch.testing.assert_close(seen[0], 1000 * policy.backbone.action_time(time))  # not rounded to bfloat16

@@ -234,7 +234,13 @@ def test_lora_trains_the_editing_transformer_and_merges(make_policy, batch, obse
     adapted = peft.get_peft_model(policy, policy.lora_config(r=2, lora_alpha=2))
     trained = [name for name, p in adapted.named_parameters() if p.requires_grad]
     assert all("lora_" in name or "modules_to_save" in name for name in trained)
-    assert sum("lora_A" in name for name in trained) == 12 + 2 * 2  # one double block, two single ones
+    blocks = policy.backbone.attention_layers
+    expected = {
+        "flux2-klein": 12 + 2 * 2,  # one double block, two single ones
+        "omnigen2": 7 * len(blocks),
+        "ovis-u1": 2 * 16 + 2 * 5,
+    }
+    assert sum("lora_A" in name for name in trained) == expected[policy.backbone.family]
     adapted(**batch).loss.backward()
     assert all(p.grad is not None for name, p in adapted.named_parameters() if p.requires_grad)
     with torch.no_grad():

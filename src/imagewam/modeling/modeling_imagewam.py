@@ -172,6 +172,7 @@ class ImageWAMForActionPrediction(PreTrainedModel):
         fixed = self.config.context_timestep
         context_time = image_time if fixed == "target" else torch.full_like(image_time, fixed)
         context = self.encode_context(
+            pixel_values=pixel_values,
             input_ids=input_ids,
             attention_mask=attention_mask,
             state=state,
@@ -416,8 +417,8 @@ class ImageWAMForActionPrediction(PreTrainedModel):
 
     def _prompt(
         self, input_ids, attention_mask, pixel_values, prompt_embeds, prompt_mask, batch_size
-    ) -> tuple[Tensor, Tensor]:
-        """Instruction embeddings `[B, L, text_dim]` and their bool mask `[B, L]`."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Instruction embeddings `[B, L, text_dim]` and their bool mask `[B, L]`; None: nothing is padded."""
         if prompt_embeds is None:
             if input_ids is None:
                 raise ValueError("the policy needs input_ids with attention_mask, or prompt_embeds")
@@ -426,26 +427,24 @@ class ImageWAMForActionPrediction(PreTrainedModel):
                     f"the text encoder of {self.backbone.family} sees the image: it needs pixel_values beside "
                     "image_latents, or prompt_embeds made for this very image"
                 )
-            prompt_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             with self._frozen():
-                prompt_embeds, prompt_mask = self.backbone.encode_instruction(input_ids, prompt_mask, pixel_values)
-        elif prompt_mask is None:
-            prompt_mask = torch.ones(prompt_embeds.shape[:2], device=prompt_embeds.device)
+                prompt_embeds, prompt_mask = self.backbone.encode_instruction(input_ids, attention_mask, pixel_values)
         if prompt_embeds.shape[0] != batch_size or prompt_embeds.shape[-1] != self.backbone.text_dim:
             raise ValueError(
                 f"instruction embeddings must be [{batch_size}, L, {self.backbone.text_dim}], "
                 f"got {list(prompt_embeds.shape)}"
             )
-        return prompt_embeds.to(self.dtype), prompt_mask.bool()
+        return prompt_embeds.to(self.dtype), None if prompt_mask is None else prompt_mask.bool()
 
-    def _with_state(self, prompt_embeds: Tensor, prompt_mask: Tensor, state) -> tuple[Tensor, Tensor | None]:
+    def _with_state(self, prompt_embeds: Tensor, prompt_mask: Tensor | None, state) -> tuple[Tensor, Tensor | None]:
         """The state token behind the instruction's; the mask is None when nothing is padded."""
-        if self.backbone.pack_state_after_text:
+        packed = self.backbone.pack_state_after_text or prompt_mask is None
+        if packed and prompt_mask is not None:
             prompt_embeds, prompt_mask = trim_padding(prompt_embeds, prompt_mask)
         if self.state_encoder is None:
             return prompt_embeds, prompt_mask
         token = self.state_encoder(self._state(state, len(prompt_embeds)).to(self.state_encoder.weight.dtype))
-        if self.backbone.pack_state_after_text:
+        if packed:
             return append_state_token(prompt_embeds, prompt_mask, token)
         prompt_embeds = torch.cat([prompt_embeds, token[:, None].to(prompt_embeds.dtype)], dim=1)
         return prompt_embeds, nn.functional.pad(prompt_mask, (0, 1), value=True)

@@ -126,11 +126,12 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
 
     @abstractmethod
     def encode_instruction(
-        self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, input_ids: Tensor, attention_mask: Tensor | None, pixel_values: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """`[B, L]` token ids and mask -> `[B, L', text_dim]` embeddings and their mask `[B, L']`.
 
         Args:
+            attention_mask: None where nothing is padded.
             pixel_values: `[B, 3, H, W]` of the current image, for families whose `text_sees_image`.
         """
 

@@ -1,0 +1,188 @@
+"""What holds for every editing family: one masked pass in two calls, and an action expert that speaks its language."""
+
+import sys
+
+import pytest
+import torch
+
+from imagewam import ImageWAMConfig, ImageWAMForActionPrediction
+from imagewam.modeling.backbones.flux2 import image_ids as flux2_image_ids
+from imagewam.modeling.backbones.flux2 import text_ids as flux2_text_ids
+from imagewam.modeling.transformers.omnigen2 import image_ids as omnigen2_image_ids
+from imagewam.modeling.transformers.ovis_u1 import image_ids as ovis_u1_image_ids
+from imagewam.modeling.weight_copy import copy_editing_weights
+
+GRID = (2, 4)
+CONTEXT_TIME, TARGET_TIME = torch.tensor([0.6, 0.6]), torch.tensor([0.6, 0.6])
+
+
+def flux2_joint_call(network, text, mask, image, target, time):
+    return {
+        "hidden_states": torch.cat([image, target], dim=1),
+        "encoder_hidden_states": text,
+        "timestep": time,
+        "img_ids": torch.cat([flux2_image_ids(GRID, index, "cpu") for index in (10, 0)]),
+        "txt_ids": flux2_text_ids(text.shape[1], "cpu"),
+    }
+
+
+def omnigen2_joint_call(network, text, mask, image, target, time):
+    lengths = torch.full((2,), text.shape[1]) if mask is None else mask.sum(dim=1)
+    return {
+        "hidden_states": target,
+        "img_ids": omnigen2_image_ids(GRID, lengths + max(GRID)),
+        "timestep": 1 - time,
+        "encoder_hidden_states": text,
+        "encoder_attention_mask": mask,
+        "ref_hidden_states": image,
+        "ref_ids": omnigen2_image_ids(GRID, lengths),
+    }
+
+
+def ovis_u1_joint_call(network, text, mask, image, target, time):
+    return {
+        "hidden_states": torch.cat([image, target], dim=1),
+        "timestep": time,
+        "encoder_hidden_states": text,
+        "encoder_attention_mask": mask,
+        "img_ids": torch.cat([ovis_u1_image_ids(GRID, index) for index in (1, 0)]),
+    }
+
+
+JOINT_CALLS = {"flux2-klein": flux2_joint_call, "omnigen2": omnigen2_joint_call, "ovis-u1": ovis_u1_joint_call}
+
+
+def hide_target_from_context(monkeypatch, network, num_text, num_image, text_mask):
+    """One masked pass: no context token may see the last `num_image` tokens, nobody sees padding."""
+    valid = torch.ones(2, num_text, dtype=torch.bool) if text_mask is None else text_mask
+    valid = torch.nn.functional.pad(valid, (0, 2 * num_image), value=True)
+    allowed = torch.ones(num_text + 2 * num_image, num_text + 2 * num_image, dtype=torch.bool)
+    allowed[: num_text + num_image, num_text + num_image :] = False
+    allowed = allowed & valid[:, None, None, :]
+
+    def masked(attention):
+        def run(query, key, value, attn_mask=None, *args, **kwargs):
+            length = key.shape[1]
+            if length >= 2 * num_image:  # not a refiner, which sees tokens of one kind only
+                attn_mask = allowed[..., -length:, -length:]
+            return attention(query, key, value, attn_mask, *args, **kwargs)
+
+        return run
+
+    processors = [layer.processor for layer in network.modules() if hasattr(layer, "processor")]
+    for name in {type(processor).__module__ for processor in processors}:
+        module = sys.modules[name]
+        if hasattr(module, "dispatch_attention_fn"):
+            monkeypatch.setattr(module, "dispatch_attention_fn", masked(module.dispatch_attention_fn))
+
+
+def token_inputs(policy, ragged):
+    """Instruction of 11 (and, ragged, 7) tokens, and 8 tokens each of current and future image."""
+    generator = torch.Generator().manual_seed(0)
+    channels, width = policy.backbone.latent_channels, policy.backbone.text_dim
+    text, image, target = (
+        torch.randn(2, n, d, generator=generator) for n, d in ((11, width), (8, channels), (8, channels))
+    )
+    mask = torch.arange(11) < torch.tensor([[11], [7]]) if ragged else None
+    return text, mask, image, target
+
+
+@pytest.mark.parametrize("ragged", [False, True], ids=["even", "ragged"])
+@torch.no_grad()
+def test_two_calls_equal_one_masked_pass(make_policy, monkeypatch, ragged):
+    policy = make_policy()
+    backbone, network = policy.backbone, policy.backbone.transformer
+    text, mask, image, target = token_inputs(policy, ragged)
+    context = backbone.encode_context(text, mask, image, GRID, TARGET_TIME)
+    found, _ = backbone.predict_velocity(target, TARGET_TIME, context)
+    call = JOINT_CALLS[backbone.family](network, text, mask, image, target, TARGET_TIME)
+    hide_target_from_context(monkeypatch, network, text.shape[1], image.shape[1], mask)
+    expected = backbone.velocity(network(**call, return_dict=False)[0])[:, -target.shape[1] :]
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
+    assert found.std() > 1e-2
+
+
+@torch.no_grad()
+def test_neither_context_nor_target_depends_on_what_it_must_not_see(make_policy):
+    backbone = make_policy().backbone
+    text, mask, image, target = token_inputs(make_policy(), ragged=True)
+    context = backbone.encode_context(text, mask, image, GRID, CONTEXT_TIME)
+    velocity, _ = backbone.predict_velocity(target, TARGET_TIME, context)
+    other = text.masked_fill(~mask[..., None], 7.0)  # other padding
+    context = backbone.encode_context(other, mask, image, GRID, CONTEXT_TIME)
+    torch.testing.assert_close(backbone.predict_velocity(target, TARGET_TIME, context)[0], velocity, atol=1e-6, rtol=0)
+    for changed in ((text.flip(0), mask, image), (text, mask, image.flip(0))):
+        context = backbone.encode_context(*changed, GRID, CONTEXT_TIME)
+        assert not torch.allclose(backbone.predict_velocity(target, TARGET_TIME, context)[0], velocity, atol=1e-3)
+
+
+@torch.no_grad()
+def test_an_expert_with_all_of_the_weights_is_the_editing_network_for_its_image_tokens(make_policy, monkeypatch):
+    """Target tokens see the context and each other, as actions do: the same weights must do the same to them."""
+    policy = make_policy()
+    backbone, network = policy.backbone, policy.backbone.transformer
+    text, _, image, target = (x if x is None else x[:1] for x in token_inputs(policy, ragged=False))
+    time = TARGET_TIME[:1]
+    context = backbone.encode_context(text, None, image, GRID, time)
+    states, rotaries = {}, []
+    embedded = {"omnigen2": lambda: network.noise_refiner[-1]}.get(backbone.family, lambda: network.x_embedder)()
+    handles = [
+        embedded.register_forward_hook(lambda module, args, output: states.update(start=output)),
+        network.norm_out.register_forward_pre_hook(lambda module, args: states.update(end=args[0], temb=args[1])),
+        network.pos_embed.register_forward_hook(lambda module, args, output: rotaries.append(output)),
+    ]
+    backbone.predict_velocity(target, time, context)
+    for handle in handles:
+        handle.remove()
+
+    width = network.x_embedder.out_features
+    layer = {"omnigen2": "layers.0.feed_forward.linear_2", "ovis-u1": "transformer_blocks.0.ff.net.2"}
+    mlp = network.get_submodule(layer.get(backbone.family, "transformer_blocks.0.ff.linear_out")).in_features
+    expert = backbone.action_expert_class(backbone.attention_layers, 4, width, mlp / width)
+    copy_editing_weights(expert, network)
+    tables = next(tables for tables in rotaries if tables[0].numel())  # FLUX.2 also asks for those of no text
+    rotary = tuple(table.reshape(-1, table.shape[-1])[-target.shape[1] :] for table in tables)
+    expert.action_encoder = torch.nn.Identity()
+    monkeypatch.setattr(expert, "embed_time", lambda timestep: states["temb"])
+    monkeypatch.setattr(expert, "project_out", lambda hidden, temb: hidden)
+    found, _ = expert(states["start"], time, context, rotary)
+    torch.testing.assert_close(found, states["end"][:, -target.shape[1] :], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_the_copied_time_embedding_gets_times_as_the_network_counts_them(make_policy):
+    """An expert with the network's own time weights embeds s as the network embeds t = s."""
+    policy = make_policy()
+    backbone, network = policy.backbone, policy.backbone.transformer
+    width = network.x_embedder.out_features
+    expert = backbone.action_expert_class(backbone.attention_layers, 4, width, 1.0)
+    names = [name for name, _ in expert.named_parameters() if "time" in name]
+    for name in names:
+        expert.get_parameter(name).copy_(network.get_parameter(expert.source_of(name)))
+    found = expert.embed_time(backbone.action_time(TARGET_TIME) * 1000)
+    states = []
+    embedder = expert.source_of(next(n for n in names if n.endswith("linear_2.weight"))).removesuffix(
+        ".linear_2.weight"
+    )
+    handle = network.get_submodule(embedder).register_forward_hook(lambda module, args, output: states.append(output))
+    text, _, image, target = token_inputs(policy, ragged=False)
+    backbone.predict_velocity(target, TARGET_TIME, backbone.encode_context(text, None, image, GRID, CONTEXT_TIME))
+    handle.remove()
+    torch.testing.assert_close(states[-1], found, atol=1e-6, rtol=0)
+
+
+# method.md's figures, from the paper and the released weights
+SIZES = {
+    "flux2-klein": ("4B", 3_875_544_576, 642_012_416),
+    "omnigen2": ({}, 3_967_161_400, 759_719_431),
+    "ovis-u1": ({}, 1_127_227_408, 786_479_623),
+}
+
+
+@pytest.mark.parametrize("family", SIZES)
+def test_full_size_parameter_counts(family):
+    network, editing, expert = SIZES[family]
+    with torch.device("meta"):
+        policy = ImageWAMForActionPrediction(ImageWAMConfig(backbone={"family": family, "transformer": network}))
+    counts = [sum(p.numel() for p in m.parameters()) for m in (policy.backbone.transformer, policy.action_expert)]
+    assert counts == [editing, expert]
