@@ -128,20 +128,7 @@ class OvisU1Pipeline(DiffusionPipeline):
         height, width = self._size(images, height, width)
         if text_guidance_scale is None:
             text_guidance_scale = 6.0 if images else 5.0
-        device = self._execution_device
-        white = torch.ones(len(prompts), 3, height, width, device=device)
-        unconditional = self._guidance_input([UNCONDITIONAL_PROMPT] * len(prompts), white)
-        if images:
-            fitted = [
-                ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.BICUBIC) for image in images
-            ]
-            pixels = self.image_processor.preprocess(fitted).to(device)
-            condition = self._encode_image(pixels)
-            conditional = self._guidance_input(prompts, pixels, condition)
-            no_text = self._guidance_input([UNCONDITIONAL_PROMPT] * len(prompts), pixels, condition)
-        else:
-            conditional = self._guidance_input([TEXT_TO_IMAGE_PREFIX + prompt for prompt in prompts], white)
-            no_text = None
+        unconditional, no_text, conditional = self._guidance_inputs(prompts, images, height, width)
         tokens, grid = self._prepare_latents(latents, len(prompts), height, width, generator)
         self._set_timesteps(num_inference_steps, tokens.shape[1])
         for timestep in self.progress_bar(self.scheduler.timesteps):
@@ -178,6 +165,22 @@ class OvisU1Pipeline(DiffusionPipeline):
     @property
     def _vae_stride(self) -> int:
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def _guidance_inputs(self, prompts: list[str], images: list[Image.Image], height: int, width: int) -> list:
+        """For the velocities u, w and c of `__call__`; None for w where there is no image."""
+        white = torch.ones(len(prompts), 3, height, width, device=self._execution_device)
+        no_prompts = [UNCONDITIONAL_PROMPT] * len(prompts)
+        unconditional = self._guidance_input(no_prompts, white)
+        if not images:
+            return [
+                unconditional,
+                None,
+                self._guidance_input([TEXT_TO_IMAGE_PREFIX + text for text in prompts], white),
+            ]
+        fitted = [ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.BICUBIC) for image in images]
+        pixels = self.image_processor.preprocess(fitted).to(white)
+        condition = self._encode_image(pixels)
+        return [unconditional, *(self._guidance_input(texts, pixels, condition) for texts in (no_prompts, prompts))]
 
     def _guidance_input(self, prompts: list[str], pixels: Tensor, condition: Tensor | None = None) -> dict[str, Any]:
         """What the transformer needs of prompts, of the images that the text encoder sees, and of those that it sees
