@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 
 from diffusers import DiffusionPipeline
-from tiny_pipelines import tiny_ovis_u1_pipeline
 
 from imagewam.demo.tiny_pipeline import build_tiny_pipeline
+from tiny_pipelines import tiny_omnigen2_pipeline, tiny_ovis_u1_pipeline
 
 
 def tiny_flux2_klein_pipeline(texts: Sequence[str]) -> DiffusionPipeline:
@@ -15,5 +15,6 @@ def tiny_flux2_klein_pipeline(texts: Sequence[str]) -> DiffusionPipeline:
 # Each gives tokens of 8 x 8 pixels.
 FAMILIES: dict[str, Callable[[Sequence[str]], DiffusionPipeline]] = {
     "flux2-klein": tiny_flux2_klein_pipeline,
+    "omnigen2": tiny_omnigen2_pipeline,
     "ovis-u1": tiny_ovis_u1_pipeline,
 }

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from tiny_families import FAMILIES
 
 from imagewam import ImageWAMForActionPrediction
 from imagewam.modeling.backbones import family_of_pipeline
 from imagewam.processing.prompt import check_prompt_format, tokenize
+from tiny_families import FAMILIES
 
 INSTRUCTIONS = ["open the drawer", "push the red button on the wall"]
 

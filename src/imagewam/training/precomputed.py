@@ -35,7 +35,7 @@ class PrecomputedCollator:
         datasets: Sequence[LeRobotDataset],
     ):
         if policy.backbone.text_sees_image:
-            raise ValueError(f"the text encoder of {policy.backbone.family} sees the image: nothing to encode per text")
+            raise ValueError(f"{policy.backbone.family} reads the words with the image: no text can be encoded once")
         self.processor = processor
         self.horizon = processor.contract.horizon
         self._latents: dict[int, torch.Tensor] = {}  # episode -> [frames, N, C]

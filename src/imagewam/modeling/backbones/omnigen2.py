@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import Qwen2_5_VLTextModel
 
 from ..action_expert import AttentionGeometry, OmniGen2ActionExpert
-from ..editing_pipelines.omnigen2 import OmniGen2Pipeline
+from ..editing_pipelines.omnigen2 import PROMPT_FORMAT, OmniGen2Pipeline
 from ..kv_cache import KVCache, token_spans
 from ..transformers.omnigen2 import OmniGen2Transformer2DModel, image_ids, patchify, unpatchify
 from .base import EditingBackbone, TransformerCall, register_family
@@ -35,16 +35,7 @@ class OmniGen2Backbone(EditingBackbone):
     family = "omnigen2"
     pipeline_classes = ("OmniGen2Pipeline",)
     frozen_loaders = {"vae": AutoencoderKL, "text_encoder": Qwen2_5_VLTextModel}
-    default_prompt_format = {
-        "chat_template_kwargs": None,
-        "system_message": None,
-        "content_parts": False,
-        "max_length": 1024,
-        "text": (
-            "<|im_start|>system\nYou are a helpful assistant that generates high-quality images based on user "
-            "instructions.<|im_end|>\n<|im_start|>user\n{prompt}<|im_end|>\n"
-        ),
-    }
+    default_prompt_format = PROMPT_FORMAT
     action_expert_class = OmniGen2ActionExpert
     lora_targets = r"backbone\.transformer\.layers\.\d+\.(attn\.(to_q|to_k|to_v|to_out\.0)|feed_forward\.linear_[123])"
 

@@ -1,0 +1,1 @@
+"""Editing pipelines that diffusers does not ship."""
