@@ -1,5 +1,6 @@
 """Checkpoints that come from elsewhere."""
 
-from .published import convert_published_checkpoint
+from .flux2_autoencoder import load_flux2_autoencoder
+from .published import convert_published_checkpoint, read_published_checkpoint
 
-__all__ = ["convert_published_checkpoint"]
+__all__ = ["convert_published_checkpoint", "load_flux2_autoencoder", "read_published_checkpoint"]

@@ -1,223 +1,286 @@
-"""Import of published ImageWAM checkpoints on FLUX.2 [klein]: `model.pt`, with `dataset_stats.json` beside it.
+"""Import of published ImageWAM checkpoints: `model.pt`, with `dataset_stats.json` and `config.yaml` beside it.
 
-The file holds `{"mot": weights, "proprio_encoder": weights, "step", "torch_dtype", ...}` in the official FLUX.2 names;
-`mixtures.video.{double,single}_blocks.*` repeat the weights below `mixtures.video.transformer.`.
+The file holds `{"mot": weights, "proprio_encoder": weights, "step", "torch_dtype", ...}`. Below
+`mixtures.video.transformer.` lies the editing network, below `mixtures.action.` the action expert, both in the
+family's own names; further names below `mixtures.video.` repeat editing weights.
 """
 
-import json
 import os
-import re
+import pickle
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.loaders.single_file_utils import convert_flux2_transformer_checkpoint_to_diffusers
-from torch import Tensor
+from huggingface_hub import snapshot_download
 
 from ..configuration_imagewam import ImageWAMConfig
 from ..modeling.modeling_imagewam import ImageWAMForActionPrediction
-from ..processing.normalization import NORMALIZATIONS
+from ..processing.contract import PolicyContract
 from ..processing_imagewam import ImageWAMProcessor
+from ..references import names_a_repo
 from .published_contracts import published_contract
+from .published_family import PublishedFamily
+from .published_flux2 import PublishedFlux2
+from .published_frozen import attach_base, attach_flux2_autoencoder
+from .published_omnigen2 import PublishedOmniGen2
+from .published_ovis_u1 import PublishedOvisU1
+from .published_settings import NUM_FRAMES, NUM_STEPS, PACK_STATE, read_settings
+from .published_statistics import identity_statistics, read_statistics
+from .published_weights import Weights, check_coverage, needed, own_storage
 
-Weights = dict[str, Tensor]
+MODEL_FILE, STATISTICS_FILE, SETTINGS_FILE = "model.pt", "dataset_stats.json", "config.yaml"
+FAMILIES: tuple[PublishedFamily, ...] = (PublishedFlux2(), PublishedOmniGen2(), PublishedOvisU1())
 
-_EDITING, _ALIAS, _ACTION = "mixtures.video.transformer.", "mixtures.video.", "mixtures.action."
+_VIDEO, _EDITING, _ACTION = "mixtures.video.", "mixtures.video.transformer.", "mixtures.action."
 # Entries beside the weights that a policy does not need.
 _IGNORED = {"step", "torch_dtype", "checkpoint_format", "save_trainable_only", "optimizer"}
 _HORIZON = 16
-# Width of an instruction embedding -> the repos that hold that size's VAE and its text encoder.
-_FROZEN_REPOS = {
-    7680: ("black-forest-labs/FLUX.2-klein-4B", "Qwen/Qwen3-4B"),
-    12288: ("black-forest-labs/FLUX.2-klein-9B", "Qwen/Qwen3-8B"),
-}
+
+
+@dataclass
+class PublishedCheckpoint:
+    """A policy from a published checkpoint, and what was found there.
+
+    Attributes:
+        step: training steps, where the file says.
+        has_statistics: whether there were any; without, states must come and actions will leave normalised.
+        dropped: names of the weights that no computation reaches -> their number of parameters.
+    """
+
+    policy: ImageWAMForActionPrediction
+    processor: ImageWAMProcessor
+    step: int | None
+    has_statistics: bool
+    dropped: dict[str, int]
+
+
+@dataclass
+class _Weights:
+    """Weights of a file, without the prefixes of their names."""
+
+    editing: Weights = field(default_factory=dict)
+    action: Weights = field(default_factory=dict)
+    state: Weights = field(default_factory=dict)
 
 
 def convert_published_checkpoint(
+    checkpoint: str | os.PathLike, **options: Any
+) -> tuple[ImageWAMForActionPrediction, ImageWAMProcessor]:
+    """Policy and processor of a published checkpoint. Takes the arguments of `read_published_checkpoint`."""
+    found = read_published_checkpoint(checkpoint, **options)
+    return found.policy, found.processor
+
+
+def read_published_checkpoint(
     checkpoint: str | os.PathLike,
     *,
+    revision: str | None = None,
     backbone_config: dict[str, Any] | None = None,
     statistics: dict[str, Any] | str | os.PathLike | None = None,
-) -> tuple[ImageWAMForActionPrediction, ImageWAMProcessor]:
-    """Policy and processor of a published checkpoint, with the settings it was trained with (preset "published").
+    contract: PolicyContract | None = None,
+    pack_state_after_text: bool | None = None,
+    base: str | os.PathLike | None = None,
+    base_revision: str | None = None,
+    vae: str | os.PathLike | None = None,
+) -> PublishedCheckpoint:
+    """Read a published checkpoint, with the settings it was trained with (preset "published").
 
     Args:
-        checkpoint: a `model.pt`, or the folder that holds it. Read with `weights_only=True`.
-        backbone_config: entries of `Flux2Transformer2DModel`'s config that the weights do not tell (RoPE axes and
+        checkpoint: a `model.pt`, the folder that holds it, or a hub repo. Read with `weights_only=True`.
+        revision: of the repo.
+        backbone_config: entries of the editing transformer's config that the weights do not tell (RoPE axes and
             theta), on top of those that are read off the weights.
         statistics: of the training data: `{"state": {...}, "action": {...}}`, or a published `dataset_stats.json`, or
             its content. By default the `dataset_stats.json` beside the checkpoint.
+        contract: what the policy sees and sends; by default guessed from the sizes, see `published_contract`.
+        pack_state_after_text: whether the state token stands right behind the last word, or behind the padding. By
+            default as the `config.yaml` beside the checkpoint says.
+        base: folder or hub repo of an editing pipeline whose VAE, text encoder and tokenizer the policy takes, instead
+            of the hub repos that its family names.
+        base_revision: of that repo.
+        vae: FLUX.2 only: file or folder of the autoencoder, see `load_flux2_autoencoder`.
 
     Raises:
-        ValueError: weights are missing, left over or differ from their aliases, each listed by name; the file holds
-            only a part of the weights; the state or action size belongs to no published robot.
+        ValueError: weights are missing, left over, mis-shaped or differ from their aliases, each listed by name; the
+            file holds only a part of the weights; settings contradict each other or are not known; no published robot
+            has these sizes, or the contract has others.
+        OSError: the file is not there, or cannot be read.
 
     Warns:
         UserWarning: no statistics were found; the processor then leaves states and actions as they are.
     """
-    checkpoint = Path(checkpoint)
-    if checkpoint.is_dir():
-        checkpoint = checkpoint / "model.pt"
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    policy = _convert_policy(content, checkpoint, backbone_config or {})
-    contract = published_contract(policy.config.action_dim, policy.config.state_dim, _HORIZON)
-    statistics = _statistics(statistics, checkpoint, policy.config)
-    return policy, ImageWAMProcessor.for_policy(policy, contract, statistics)
+    file = _model_file(checkpoint, revision)
+    content = _load(file)
+    settings = read_settings(file.parent / SETTINGS_FILE)
+    if pack_state_after_text is not None:
+        settings[PACK_STATE] = pack_state_after_text
+    with _naming(file):
+        family = _family(content)
+        weights = _split(content, family)
+        horizon = _horizon(settings, contract)
+        policy = _build_policy(family, weights, settings, horizon, backbone_config or {})
+    contract = _checked_contract(contract, policy.config)
+    numbers = _statistics(statistics, file, policy.config)
+    if base is not None:
+        attach_base(policy, base, base_revision)
+    if vae is not None:
+        attach_flux2_autoencoder(policy, vae)
+    return PublishedCheckpoint(
+        policy=policy,
+        processor=ImageWAMProcessor.for_policy(policy, contract, numbers or identity_statistics(policy.config)),
+        step=content.get("step"),
+        has_statistics=numbers is not None,
+        dropped={_ACTION + name: t.numel() for name, t in weights.action.items() if family.is_unused(name)},
+    )
 
 
-def _convert_policy(content: dict, checkpoint: Path, backbone_config: dict) -> ImageWAMForActionPrediction:
-    editing, action, state = _split_weights(content, checkpoint)
-    network = {**_network_config(editing, checkpoint), **backbone_config}
-    editing = _to_diffusers(editing, checkpoint)
-    action = _to_diffusers(action, checkpoint)
-    weights = {
-        **{f"backbone.transformer.{name}": tensor for name, tensor in editing.items()},
-        **{f"action_expert.{name}": tensor for name, tensor in action.items()},
-        **{f"state_encoder.{name}": tensor for name, tensor in state.items()},
-    }
-    weights = {name: _own_storage(tensor) for name, tensor in weights.items()}
-    hidden_size, action_dim = _needed(weights, "action_expert.action_encoder.weight", checkpoint).shape
-    mlp_width = _needed(weights, "action_expert.transformer_blocks.0.ff.linear_out.weight", checkpoint).shape[1]
-    frozen_parts = _frozen_parts(network["joint_attention_dim"])
+def _model_file(checkpoint: str | os.PathLike, revision: str | None) -> Path:
+    if names_a_repo(os.fspath(checkpoint)):
+        patterns = [MODEL_FILE, STATISTICS_FILE, "*.yaml"]
+        path = Path(snapshot_download(os.fspath(checkpoint), revision=revision, allow_patterns=patterns))
+    elif revision is not None:
+        raise ValueError(f"revision {revision!r} was given, but {checkpoint} is no hub repo")
+    else:
+        path = Path(checkpoint)
+    path = path / MODEL_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"{checkpoint} holds no published ImageWAM checkpoint: there is no file {path}")
+    return path
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{file} cannot be read as plain weights: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is no published ImageWAM checkpoint: it holds a {type(content).__name__}")
+    unknown = set(content) - _IGNORED - {"mot", "proprio_encoder"}
+    if unknown or "mot" not in content:
+        raise ValueError(f"{file} is no published ImageWAM checkpoint: it holds {sorted(content)}")
+    if content.get("checkpoint_format") == "trainable_only":
+        raise ValueError(f"{file} holds only the trained part of the weights; merge it with its base first")
+    return content
+
+
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Errors that say which file they are about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def _family(content: dict[str, Any]) -> PublishedFamily:
+    names = [name.removeprefix(_EDITING) for name in content["mot"] if name.startswith(_EDITING)]
+    found = [family for family in FAMILIES if any(name.startswith(family.marks) for name in names)]
+    if not found:
+        known = ", ".join(family.family for family in FAMILIES)
+        raise ValueError(f"its editing network is none of {known}; it holds {sorted(content['mot'])[:4]} ...")
+    if len(found) > 1:
+        raise ValueError(f"it holds weights of {' and '.join(family.family for family in found)}")
+    return found[0]
+
+
+def _split(content: dict[str, Any], family: PublishedFamily) -> _Weights:
+    weights, aliases, left_over = _Weights(state=dict(content.get("proprio_encoder") or {})), {}, []
+    for name, tensor in content["mot"].items():
+        if name.startswith(_EDITING):
+            weights.editing[name.removeprefix(_EDITING)] = tensor
+        elif name.startswith(_ACTION):
+            weights.action[name.removeprefix(_ACTION)] = tensor
+        elif name.startswith(tuple(_VIDEO + alias for alias in family.aliases)):
+            aliases[name.removeprefix(_VIDEO)] = tensor
+        else:
+            left_over.append(name)
+    if left_over:
+        raise ValueError(f"weights that belong to no part of a policy: {left_over}")
+    _check_aliases(weights.editing, aliases, family)
+    return weights
+
+
+def _check_aliases(editing: Weights, aliases: Weights, family: PublishedFamily) -> None:
+    differing = []
+    for name, tensor in aliases.items():
+        alias, prefix = next(pair for pair in family.aliases.items() if name.startswith(pair[0]))
+        repeated = editing.get(prefix + name.removeprefix(alias))
+        if repeated is None or not torch.equal(tensor, repeated):
+            differing.append(_VIDEO + name)
+    if differing:
+        raise ValueError(
+            f"these weights stand in the file twice, and differ, so it is unclear which were trained: {differing}"
+        )
+
+
+def _horizon(settings: dict[str, Any], contract: PolicyContract | None) -> int:
+    """The target frame lies as many steps ahead as there are actions."""
+    if NUM_FRAMES not in settings:
+        return _HORIZON if contract is None else contract.horizon
+    horizon = settings[NUM_FRAMES] - 1
+    if contract is not None and contract.horizon != horizon:
+        raise ValueError(
+            f"{SETTINGS_FILE} says {NUM_FRAMES}: {settings[NUM_FRAMES]}, which is {horizon} actions; the contract has "
+            f"{contract.horizon}"
+        )
+    return horizon
+
+
+def _build_policy(
+    family: PublishedFamily, weights: _Weights, settings: dict[str, Any], horizon: int, backbone_config: dict[str, Any]
+) -> ImageWAMForActionPrediction:
+    network = {**family.network_config(weights.editing), **backbone_config}
+    editing = family.editing_weights(weights.editing, network)
+    action = family.action_weights(weights.action, network)
+    hidden_size, action_dim = needed(action, "action_encoder.weight").shape
+    frozen_parts = family.frozen_parts(network)
     tokenizer_source = frozen_parts.pop("tokenizer", None)
+    steps = {"num_inference_steps": settings[NUM_STEPS]} if NUM_STEPS in settings else {}
     config = ImageWAMConfig.from_preset(
         "published",
-        backbone={"family": "flux2-klein", "transformer": network, "rope_dtype": "model"},
+        backbone={"family": family.family, "transformer": network, **family.backbone_options(settings)},
         frozen_parts=frozen_parts,
         action_dim=action_dim,
-        state_dim=_needed(weights, "state_encoder.weight", checkpoint).shape[1] if state else 0,
-        action_horizon=_HORIZON,
+        state_dim=needed(weights.state, "weight").shape[1] if weights.state else 0,
+        action_horizon=horizon,
         action_hidden_size=hidden_size,
-        action_mlp_ratio=mlp_width / hidden_size,
+        action_mlp_ratio=family.mlp_width(action) / hidden_size,
+        **steps,
     )
     with torch.device("meta"):
         policy = ImageWAMForActionPrediction(config)
-    _check_coverage(set(policy.state_dict()), set(weights), checkpoint)
-    policy.load_state_dict(weights, assign=True)
+    parts = {"backbone.transformer.": editing, "action_expert.": action, "state_encoder.": weights.state}
+    state_dict = {prefix + name: own_storage(t) for prefix, part in parts.items() for name, t in part.items()}
+    check_coverage({name: tensor.shape for name, tensor in policy.state_dict().items()}, state_dict)
+    policy.load_state_dict(state_dict, assign=True)
     policy.backbone.tokenizer_source = tokenizer_source
     return policy.eval()
 
 
-def _split_weights(content: dict, checkpoint: Path) -> tuple[Weights, Weights, Weights]:
-    """Editing transformer, action expert (both in official FLUX.2 names) and state encoder."""
-    unknown = set(content) - _IGNORED - {"mot", "proprio_encoder"}
-    if unknown or "mot" not in content:
-        raise ValueError(f"{checkpoint} is no published ImageWAM checkpoint: it holds {sorted(content)}")
-    if content.get("checkpoint_format") == "trainable_only":
-        raise ValueError(f"{checkpoint} holds only the trained part of the weights; merge it with its base first")
-    editing, action, aliases, left_over = {}, {}, {}, []
-    for name, tensor in content["mot"].items():
-        if name.startswith(_EDITING):
-            editing[name.removeprefix(_EDITING)] = tensor
-        elif name.startswith((_ALIAS + "double_blocks.", _ALIAS + "single_blocks.")):
-            aliases[name.removeprefix(_ALIAS)] = tensor
-        elif name.startswith(_ACTION):
-            action[re.sub(r"^head\.", "final_layer.", name.removeprefix(_ACTION))] = tensor
-        else:
-            left_over.append(name)
-    if left_over:
-        raise ValueError(f"{checkpoint}: weights that belong to no part of a policy: {left_over}")
-    _check_aliases(editing, aliases, checkpoint)
-    return editing, action, dict(content.get("proprio_encoder") or {})
-
-
-def _check_aliases(editing: Weights, aliases: Weights, checkpoint: Path) -> None:
-    differing = [name for name, t in aliases.items() if name not in editing or not torch.equal(t, editing[name])]
-    if differing:
-        raise ValueError(
-            f"{checkpoint}: these weights stand in the file twice, and differ, so it is unclear which were trained: "
-            f"{[_ALIAS + name for name in differing]}"
-        )
-
-
-def _check_coverage(expected: set[str], found: set[str], checkpoint: Path) -> None:
-    if expected != found:
-        raise ValueError(
-            f"{checkpoint} does not hold the weights of this network:\n"
-            f"  missing: {sorted(expected - found)}\n  left over: {sorted(found - expected)}"
-        )
-
-
-def _to_diffusers(weights: Weights, checkpoint: Path) -> Weights:
-    """Official FLUX.2 names -> diffusers' names; the action expert's layers are named alike."""
-    try:
-        return convert_flux2_transformer_checkpoint_to_diffusers(weights)
-    except KeyError as error:
-        raise ValueError(f"{checkpoint}: FLUX.2 has no weight called {error}") from error
-
-
-def _own_storage(tensor: Tensor) -> Tensor:
-    """q, k and v come as views of one fused tensor; kernels may round differently on a view than on a loaded copy."""
-    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
-
-
-def _needed(weights: Weights, name: str, checkpoint: Path) -> Tensor:
-    if name not in weights:
-        raise ValueError(f"{checkpoint} does not hold the weights of a policy on FLUX.2: it lacks {name}")
-    return weights[name]
-
-
-def _network_config(editing: Weights, checkpoint: Path) -> dict[str, Any]:
-    """What the weights tell of `Flux2Transformer2DModel`'s config; RoPE axes are FLUX.2's four equal ones."""
-    width, in_channels = _needed(editing, "img_in.weight", checkpoint).shape
-    head_dim = _needed(editing, "single_blocks.0.norm.query_norm.scale", checkpoint).shape[0]
-    mlp_width = _needed(editing, "double_blocks.0.img_mlp.2.weight", checkpoint).shape[1]
-    text_dim = _needed(editing, "txt_in.weight", checkpoint).shape[1]
-    return {
-        "in_channels": in_channels,
-        "num_layers": _count_blocks(editing, "double_blocks"),
-        "num_single_layers": _count_blocks(editing, "single_blocks"),
-        "num_attention_heads": width // head_dim,
-        "attention_head_dim": head_dim,
-        "joint_attention_dim": text_dim,
-        "mlp_ratio": mlp_width / width,
-        "axes_dims_rope": [head_dim // 4] * 4,
-        "guidance_embeds": "guidance_in.in_layer.weight" in editing,
-    }
-
-
-def _count_blocks(weights: Weights, kind: str) -> int:
-    return 1 + max(int(name.split(".")[1]) for name in weights if name.startswith(f"{kind}."))
-
-
-def _frozen_parts(text_dim: int) -> dict[str, dict[str, str | None]]:
-    if text_dim not in _FROZEN_REPOS:
-        return {}
-    flux, qwen = _FROZEN_REPOS[text_dim]
-    return {
-        "vae": {"repo": flux, "subfolder": "vae", "revision": None},
-        "text_encoder": {"repo": qwen, "subfolder": "", "revision": None},
-        "tokenizer": {"repo": qwen, "subfolder": "", "revision": None},
-    }
-
-
-def _statistics(statistics: Any, checkpoint: Path, config: ImageWAMConfig) -> dict[str, dict]:
-    if statistics is None and (checkpoint.parent / "dataset_stats.json").exists():
-        statistics = checkpoint.parent / "dataset_stats.json"
-    if statistics is None:
+def _statistics(statistics: Any, file: Path, config: ImageWAMConfig) -> dict[str, dict] | None:
+    beside = file.parent / STATISTICS_FILE
+    if statistics is None and not beside.is_file():
         warnings.warn(
-            f"no dataset_stats.json beside {checkpoint.name} and no statistics given: states must come, and actions "
-            "will leave, normalised",
-            stacklevel=3,
+            f"no {STATISTICS_FILE} beside {file.name} and no statistics given: states must come, and actions will "
+            "leave, normalised",
+            stacklevel=4,
         )
-        return {"state": _identity(config.state_dim), "action": _identity(config.action_dim)}
-    if not isinstance(statistics, dict):
-        statistics = json.loads(Path(statistics).read_text())
-    return {what: _global_statistics(statistics[what]) for what in ("state", "action")}
+        return None
+    return read_statistics(beside if statistics is None else statistics)
 
 
-def _identity(dim: int) -> dict[str, list[float]]:
-    """Statistics under which every normalisation is the identity."""
-    low = {"min": -1.0, "q01": -1.0, "mean": 0.0}
-    high = {"max": 1.0, "q99": 1.0, "std": 1.0}
-    return {key: [value] * dim for key, value in {**low, **high}.items()}
+def _checked_contract(contract: PolicyContract | None, config: ImageWAMConfig) -> PolicyContract:
+    if contract is None:
+        return published_contract(config.action_dim, config.state_dim, config.action_horizon)
+    _check_size("actions", contract.action.names, config.action_dim)
+    _check_size("state", contract.state.names, config.state_dim)
+    return contract
 
 
-def _global_statistics(group: dict[str, Any]) -> dict[str, Any]:
-    """`{"default": {"global_min": [...], "stepwise_min": ...}}` of the published file -> `{"min": [...], ...}`."""
-    group = group.get("default", group)
-    names = [name for pair in NORMALIZATIONS.values() for name in pair]
-    if "global_min" in group:
-        return {name: group[f"global_{name}"] for name in names if f"global_{name}" in group}
-    return group
+def _check_size(what: str, names: Sequence[str], size: int) -> None:
+    if len(names) != size:
+        raise ValueError(f"the contract's {what} have {len(names)} dimensions, {list(names)}; the checkpoint's {size}")

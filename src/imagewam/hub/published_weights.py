@@ -1,0 +1,46 @@
+"""Weights of other projects' checkpoints: nothing is missing, left over or of another shape."""
+
+from collections.abc import Mapping
+
+from torch import Size, Tensor
+
+Weights = dict[str, Tensor]
+
+
+def check_coverage(expected: Mapping[str, Size], found: Weights) -> None:
+    """Make sure that `found` are exactly the expected weights.
+
+    Raises:
+        ValueError: lists what is missing, what is left over, and what has another shape, with both shapes.
+    """
+    missing, left_over = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    shapes = [
+        f"{name}: expected {list(expected[name])}, got {list(found[name].shape)}"
+        for name in sorted(expected.keys() & found.keys())
+        if found[name].shape != expected[name]
+    ]
+    if missing or left_over or shapes:
+        lines = [f"missing: {missing}", f"left over: {left_over}", *shapes]
+        raise ValueError("\n  ".join(["these are not the weights of this network:", *lines]))
+
+
+def needed(weights: Weights, name: str) -> Tensor:
+    """The weight `name`, which tells the size of something.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    if name not in weights:
+        raise ValueError(f"it lacks {name}")
+    return weights[name]
+
+
+def count_blocks(weights: Weights, prefix: str) -> int:
+    """Number of the blocks `prefix.0`, `prefix.1`, ..."""
+    names = (name.removeprefix(f"{prefix}.") for name in weights if name.startswith(f"{prefix}."))
+    return 1 + max((int(name.split(".")[0]) for name in names), default=-1)
+
+
+def own_storage(tensor: Tensor) -> Tensor:
+    """A copy of what is a view of a larger tensor: kernels may round differently on a view than on a loaded copy."""
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
