@@ -9,8 +9,12 @@ COMMANDS = {
     "train": "train a policy on robot episodes, from an editing pipeline or from a policy",
     "predict": "actions, and on request the edited frame, for images or a frame of a dataset",
     "demo": "everything once, on the CPU: episodes, training, closed loop, pictures",
+    "import": "a published ImageWAM checkpoint, or Ovis-U1, in this package's format",
     "info": "what a policy or a dataset folder holds",
 }
+
+# Where the word is not the module's name, since it is no name in Python.
+_MODULES = {"import": "import_checkpoint"}
 
 USAGE = "\n".join(
     [
@@ -38,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if name not in COMMANDS:
         print(f"imagewam: no command {name!r}\n\n{USAGE}", file=sys.stderr)
         raise SystemExit(2)
-    command = importlib.import_module(f"imagewam.commands.{name}")
+    command = importlib.import_module(f"imagewam.commands.{_MODULES.get(name, name)}")
     from datasets.exceptions import DatasetsError  # the commands have imported it by now
 
     try:

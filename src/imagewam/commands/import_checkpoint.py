@@ -1,0 +1,151 @@
+"""`imagewam import`: a published ImageWAM checkpoint, or the published Ovis-U1 model, in this package's format."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from .. import ImageWAMConfig
+from ..atomic import atomic_folder
+from ..hub.ovis_u1 import convert_ovis_u1
+from ..hub.published import PublishedCheckpoint, read_published_checkpoint
+from ..hub.published_ovis_u1 import is_ovis_u1_model
+from ..processing.contract import PolicyContract
+from .info import Rows, contract_rows, variant_rows
+from .options import given_options, option, parse_options
+
+# What an earlier checkpoint in the output folder may hold that the new one does not.
+_REPLACED = ("model*.safetensors", "model.safetensors.index.json", "frozen/*/*.safetensors", "frozen/*/*.json")
+
+
+@dataclass
+class ImportOptions:
+    """What to import, and what the files do not tell."""
+
+    source: str = field(metadata={"help": "Folder or file of a published checkpoint, or its repo on the hub."})
+    output: str = field(metadata={"help": "Folder to write: new, empty, or with a checkpoint that is replaced."})
+    revision: str | None = option("Of the source's repo.")
+    base: str | None = option(
+        "Editing pipeline (folder or repo) to take VAE, text encoder and tokenizer from; default: as published."
+    )
+    base_revision: str | None = option("Its revision on the hub.")
+    vae: str | None = option("FLUX.2 only: file or folder of the autoencoder, such as ae.safetensors.")
+    statistics: str | None = option("Statistics of the training data (dataset_stats.json beside the source).")
+    contract: str | None = option("FILE.json with the policy's contract; default: the published robot of that size.")
+    pack_state_after_text: bool | None = option(
+        "Whether the state stands right behind the last word (as config.yaml beside the source says)."
+    )
+    dtype: Literal["bfloat16", "float16", "float32"] | None = option("Of the written weights; default: as published.")
+    save_frozen: bool | None = option(
+        "Write VAE, text encoder and tokenizer too; default: only if no hub repo holds them."
+    )
+
+    POLICY = "base base_revision vae statistics contract pack_state_after_text save_frozen".split()
+
+
+def main(argv: Sequence[str]) -> None:
+    """Convert, write, print what was recognised."""
+    words = ["--source", *argv] if argv and not argv[0].startswith("-") else argv
+    (options,) = parse_options((ImportOptions,), words, "import", __doc__)
+    dtype = getattr(torch, options.dtype) if options.dtype else None
+    if is_ovis_u1_model(options.source, options.revision):
+        import_ovis_u1(options, dtype)
+    else:
+        import_policy(options, dtype)
+    print(f"written: {options.output}")
+
+
+def import_ovis_u1(options: ImportOptions, dtype: torch.dtype | None) -> None:
+    """The editing model itself, as a pipeline to build policies on."""
+    if useless := given_options(options, options.POLICY):
+        raise ValueError(f"{options.source} is the Ovis-U1 model, no policy: it takes no {', '.join(useless)}")
+    check_output(options.output, "model_index.json", {"_class_name": "OvisU1Pipeline"})
+    print("recognised  the published Ovis-U1 model")
+    convert_ovis_u1(options.source, options.output, revision=options.revision, dtype=dtype)
+
+
+def import_policy(options: ImportOptions, dtype: torch.dtype | None) -> None:
+    check_output(options.output, "config.json", {"model_type": ImageWAMConfig.model_type})
+    contract = None
+    if options.contract:
+        contract = PolicyContract.from_dict(json.loads(Path(options.contract).read_text(encoding="utf-8")))
+    found = read_published_checkpoint(
+        options.source,
+        revision=options.revision,
+        statistics=options.statistics,
+        contract=contract,
+        pack_state_after_text=options.pack_state_after_text,
+        base=options.base,
+        base_revision=options.base_revision,
+        vae=options.vae,
+    )
+    if dtype is not None:
+        found.policy.to(dtype)
+    save_frozen = needs_frozen_parts(found) if options.save_frozen is None else options.save_frozen
+    rows = checkpoint_rows(found, save_frozen)
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+    with atomic_folder(options.output, replaces=_REPLACED) as staging:
+        found.policy.save_pretrained(staging, save_frozen=save_frozen)
+        found.processor.save_pretrained(staging, save_frozen=save_frozen)
+
+
+def check_output(output: str, marker: str, content: dict[str, Any]) -> None:
+    """Raise ValueError if the folder holds anything but a checkpoint of the kind that replaces it.
+
+    Args:
+        marker: JSON file of such a checkpoint.
+        content: entries by which it is told from others.
+    """
+    folder = Path(output)
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file, expected a folder")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    found = json.loads((folder / marker).read_text(encoding="utf-8")) if (folder / marker).is_file() else {}
+    if any(found.get(name) != value for name, value in content.items()):
+        raise ValueError(f"{folder} is not empty, and holds no checkpoint that could be replaced")
+
+
+def needs_frozen_parts(found: PublishedCheckpoint) -> bool:
+    """Whether a frozen part has no hub repo, so that the policy's folder must hold it.
+
+    Raises:
+        ValueError: there is a part that has no hub repo and was not given either.
+    """
+    backbone, references = found.policy.backbone, found.policy.config.frozen_parts
+    homeless = [name for name in backbone.frozen_loaders if not (references.get(name) or {}).get("repo")]
+    if missing := [name for name in homeless if name not in backbone.frozen]:
+        raise ValueError(
+            f"published checkpoints on {backbone.family} hold no {' and no '.join(missing)}, and no hub repo has them "
+            "in diffusers' layout: give --base, a folder or repo of the editing pipeline"
+        )
+    return bool(homeless)
+
+
+def checkpoint_rows(found: PublishedCheckpoint, save_frozen: bool) -> Rows:
+    """What was recognised."""
+    policy, config = found.policy, found.policy.config
+    counts = {name: sum(p.numel() for p in child.parameters()) for name, child in policy.named_children()}
+    options = {name: value for name, value in config.backbone.items() if name not in ("family", "transformer")}
+    steps = "unknown number of" if found.step is None else f"{found.step:,}"
+    rows = [
+        ("recognised", f"ImageWAM on {config.backbone['family']}, {steps} training steps"),
+        *(row for row in variant_rows(config)[1:] if not save_frozen or not row[0].startswith("frozen ")),
+        *((f"frozen {name}", "written with the policy") for name in policy.backbone.frozen_loaders if save_frozen),
+        *((f"option {name}", str(value)) for name, value in options.items()),
+        *((f"parameters {name}", f"{count:,}") for name, count in counts.items()),
+        ("weights", str(policy.dtype).removeprefix("torch.")),
+        *contract_rows(found.processor),
+    ]
+    if not found.has_statistics:
+        rows.append(("statistics", "none: states must come, and actions will leave, normalised"))
+    if found.dropped:
+        count, (first, *_) = sum(found.dropped.values()), found.dropped
+        names = f"{len(found.dropped)} weights such as {first}"
+        rows.append(("dropped", f"{count:,} parameters that no computation reaches: {names}"))
+    return rows
