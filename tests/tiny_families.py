@@ -1,20 +1,9 @@
-"""A tiny pipeline of every editing family, for the tests that all families must pass."""
+"""Every editing family in small, for the tests that all must pass: one module `tiny_<family>.py` each."""
 
-from collections.abc import Callable, Sequence
+import tiny_flux2
+import tiny_omnigen2
+import tiny_ovis_u1
 
-from diffusers import DiffusionPipeline
-
-from imagewam.demo.tiny_pipeline import build_tiny_pipeline
-from tiny_pipelines import tiny_omnigen2_pipeline, tiny_ovis_u1_pipeline
-
-
-def tiny_flux2_klein_pipeline(texts: Sequence[str]) -> DiffusionPipeline:
-    return build_tiny_pipeline(texts, num_layers=1, num_single_layers=2, heads=2, head_dim=16, text_width=16)
-
-
-# Each gives tokens of 8 x 8 pixels.
-FAMILIES: dict[str, Callable[[Sequence[str]], DiffusionPipeline]] = {
-    "flux2-klein": tiny_flux2_klein_pipeline,
-    "omnigen2": tiny_omnigen2_pipeline,
-    "ovis-u1": tiny_ovis_u1_pipeline,
-}
+# Each module has `pipeline(texts)`, whose tokens are 8 x 8 pixels, and `joint_call(network, text, mask, image, target,
+# grid, time)`: the arguments of one call of its network over [text | image | target], with positions as in two calls.
+FAMILIES = {"flux2-klein": tiny_flux2, "omnigen2": tiny_omnigen2, "ovis-u1": tiny_ovis_u1}

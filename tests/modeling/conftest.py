@@ -12,7 +12,7 @@ INSTRUCTIONS = ["open the drawer", "push the red button on the wall"]
 @pytest.fixture(scope="session", params=FAMILIES)
 def tiny_pipeline(request):
     """Every test that uses it, or a policy on it, runs for every editing family."""
-    return FAMILIES[request.param](INSTRUCTIONS)
+    return FAMILIES[request.param].pipeline(INSTRUCTIONS)
 
 
 @pytest.fixture

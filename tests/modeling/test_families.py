@@ -6,50 +6,11 @@ import pytest
 import torch
 
 from imagewam import ImageWAMConfig, ImageWAMForActionPrediction
-from imagewam.modeling.backbones.flux2 import image_ids as flux2_image_ids
-from imagewam.modeling.backbones.flux2 import text_ids as flux2_text_ids
-from imagewam.modeling.transformers.omnigen2 import image_ids as omnigen2_image_ids
-from imagewam.modeling.transformers.ovis_u1 import image_ids as ovis_u1_image_ids
 from imagewam.modeling.weight_copy import copy_editing_weights
+from tiny_families import FAMILIES
 
 GRID = (2, 4)
 CONTEXT_TIME, TARGET_TIME = torch.tensor([0.6, 0.6]), torch.tensor([0.6, 0.6])
-
-
-def flux2_joint_call(network, text, mask, image, target, time):
-    return {
-        "hidden_states": torch.cat([image, target], dim=1),
-        "encoder_hidden_states": text,
-        "timestep": time,
-        "img_ids": torch.cat([flux2_image_ids(GRID, index, "cpu") for index in (10, 0)]),
-        "txt_ids": flux2_text_ids(text.shape[1], "cpu"),
-    }
-
-
-def omnigen2_joint_call(network, text, mask, image, target, time):
-    lengths = torch.full((2,), text.shape[1]) if mask is None else mask.sum(dim=1)
-    return {
-        "hidden_states": target,
-        "img_ids": omnigen2_image_ids(GRID, lengths + max(GRID)),
-        "timestep": 1 - time,
-        "encoder_hidden_states": text,
-        "encoder_attention_mask": mask,
-        "ref_hidden_states": image,
-        "ref_ids": omnigen2_image_ids(GRID, lengths),
-    }
-
-
-def ovis_u1_joint_call(network, text, mask, image, target, time):
-    return {
-        "hidden_states": torch.cat([image, target], dim=1),
-        "timestep": time,
-        "encoder_hidden_states": text,
-        "encoder_attention_mask": mask,
-        "img_ids": torch.cat([ovis_u1_image_ids(GRID, index) for index in (1, 0)]),
-    }
-
-
-JOINT_CALLS = {"flux2-klein": flux2_joint_call, "omnigen2": omnigen2_joint_call, "ovis-u1": ovis_u1_joint_call}
 
 
 def hide_target_from_context(monkeypatch, network, num_text, num_image, text_mask):
@@ -95,7 +56,7 @@ def test_two_calls_equal_one_masked_pass(make_policy, monkeypatch, ragged):
     text, mask, image, target = token_inputs(policy, ragged)
     context = backbone.encode_context(text, mask, image, GRID, TARGET_TIME)
     found, _ = backbone.predict_velocity(target, TARGET_TIME, context)
-    call = JOINT_CALLS[backbone.family](network, text, mask, image, target, TARGET_TIME)
+    call = FAMILIES[backbone.family].joint_call(network, text, mask, image, target, GRID, TARGET_TIME)
     hide_target_from_context(monkeypatch, network, text.shape[1], image.shape[1], mask)
     expected = backbone.velocity(network(**call, return_dict=False)[0])[:, -target.shape[1] :]
     torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
@@ -168,7 +129,7 @@ def test_the_copied_time_embedding_gets_times_as_the_network_counts_them(make_po
     text, _, image, target = token_inputs(policy, ragged=False)
     backbone.predict_velocity(target, TARGET_TIME, backbone.encode_context(text, None, image, GRID, CONTEXT_TIME))
     handle.remove()
-    torch.testing.assert_close(states[-1], found, atol=1e-6, rtol=0)
+    torch.testing.assert_close(states[-1], found, atol=5e-6, rtol=0)
 
 
 # method.md's figures, from the paper and the released weights

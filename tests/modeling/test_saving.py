@@ -111,10 +111,10 @@ def test_a_pipeline_from_the_hub_cache_is_referred_to(tiny_pipeline, observation
 def test_saving_again_in_other_shards_leaves_no_stale_weights(make_policy, tmp_path):
     policy = copy.deepcopy(make_policy())
     for value, options in ((1.0, {}), (2.0, {"max_shard_size": "100KB"}), (3.0, {})):
-        torch.nn.init.constant_(policy.action_expert.proj_out.weight, value)
+        torch.nn.init.constant_(policy.action_expert.action_encoder.weight, value)
         policy.save_pretrained(tmp_path, save_frozen=True, **options)
         loaded = ImageWAMForActionPrediction.from_pretrained(tmp_path)
-        assert (loaded.action_expert.proj_out.weight == value).all()
+        assert (loaded.action_expert.action_encoder.weight == value).all()
 
 
 def test_parts_that_no_repo_holds_must_be_saved(make_policy, tmp_path):
@@ -174,11 +174,11 @@ def test_pushing_uploads_the_saved_folder(make_policy, tmp_path, monkeypatch):
 def test_missing_and_unexpected_weights_are_errors(make_policy, tmp_path):
     make_policy().save_pretrained(tmp_path, save_frozen=True)
     weights = load_file(tmp_path / "model.safetensors")
-    removed = weights.pop("action_expert.proj_out.weight")
+    removed = weights.pop("action_expert.action_encoder.weight")
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"missing_keys \['action_expert.proj_out.weight'\]"):
+    with pytest.raises(ValueError, match=r"missing_keys \['action_expert.action_encoder.weight'\]"):
         ImageWAMForActionPrediction.from_pretrained(tmp_path)
-    weights |= {"action_expert.proj_out.weight": removed, "stranger": torch.zeros(1)}
+    weights |= {"action_expert.action_encoder.weight": removed, "stranger": torch.zeros(1)}
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"unexpected_keys \['stranger'\]"):
         ImageWAMForActionPrediction.from_pretrained(tmp_path)

@@ -9,7 +9,7 @@ from PIL import Image
 from imagewam.modeling.editing_pipelines.ovis_u1 import OvisU1Pipeline
 from imagewam.modeling.transformers.ovis_u1 import image_ids, pack_latents, unpack_latents
 from imagewam.modeling.transformers.ovis_u1_condition import IMAGE_BEGIN_ID, IMAGE_END_ID, IMAGE_ID
-from tiny_pipelines import tiny_ovis_u1_pipeline
+from tiny_ovis_u1 import pipeline as tiny_ovis_u1_pipeline
 
 PROMPTS = ["open the drawer", "push the red button on the wall"]
 SIZE = {"height": 32, "width": 64}

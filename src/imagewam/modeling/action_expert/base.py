@@ -27,8 +27,8 @@ class AttentionGeometry:
     """The attention of one tapped layer, which a layer of the action expert joins.
 
     Attributes:
-        form: "double" (attention, then MLP), "single" (both in parallel), or "image" (the second attention of the double
-            block before it, over image tokens only).
+        form: "double" (attention, then MLP), "single" (both in parallel), or "image" (the double block's second
+            attention, over image tokens only).
     """
 
     num_heads: int
