@@ -190,7 +190,7 @@ def published_weights(weights: dict, tables: dict, family: str) -> dict:
     if family not in tables:
         return {name: tensor.clone() for name, tensor in weights.items()}
     published, left = {}, dict(weights)
-    for index in range(4):
+    for index in range(32):  # more blocks than any network has
         for name, ours in tables[family].items():
             first = ours[0].replace("#", str(index))
             block = first.rpartition(f".{index}.")[0] + f".{index}." if "#" in ours[0] else ""

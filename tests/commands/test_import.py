@@ -23,7 +23,7 @@ def base(tmp_path_factory):
     def save(family):
         folder = tmp_path_factory.getbasetemp() / f"base-{family}"
         if not folder.exists():
-            FAMILIES[family]([INSTRUCTION]).save_pretrained(folder)
+            FAMILIES[family].pipeline([INSTRUCTION]).save_pretrained(folder)
         return folder
 
     return save
@@ -96,7 +96,7 @@ def test_fluxs_autoencoder_comes_from_a_file(published, base, tmp_path):
     words = ["--base", base("flux2-klein"), "--vae", vae / "diffusion_pytorch_model.safetensors"]
     run(source, "--output", tmp_path / "policy", *words)
     found = ImageWAMForActionPrediction.from_pretrained(tmp_path / "policy").backbone.frozen_part("vae").state_dict()
-    expected = FAMILIES["flux2-klein"]([INSTRUCTION]).vae.state_dict()
+    expected = FAMILIES["flux2-klein"].pipeline([INSTRUCTION]).vae.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
     message = error_of(published("ovis-u1", None), "--output", tmp_path / "other", "--vae", vae)
     assert "only FLUX.2 has its autoencoder in a file" in message
@@ -106,7 +106,7 @@ def test_fluxs_autoencoder_comes_from_a_file(published, base, tmp_path):
 def test_a_base_is_needed_where_no_repo_has_the_frozen_parts(published, base, tmp_path):
     source = published("ovis-u1", None)
     message = error_of(source, "--output", tmp_path / "policy")
-    assert "hold no vae and no text_encoder" in message and "give --base" in message
+    assert "holds no vae and no text_encoder" in message and "give --base" in message
     assert not (tmp_path / "policy").exists()
     message = error_of(source, "--output", tmp_path / "policy", "--base", base("flux2-klein"))
     assert "is a pipeline of flux2-klein, the checkpoint is of ovis-u1" in message

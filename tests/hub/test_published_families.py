@@ -8,7 +8,7 @@ import torch
 import yaml
 from safetensors import safe_open
 
-from imagewam import ImageWAMForActionPrediction, ImageWAMProcessor
+from imagewam import ImageWAMConfig, ImageWAMForActionPrediction, ImageWAMProcessor
 from imagewam.hub import convert_published_checkpoint, read_published_checkpoint
 from imagewam.hub.published_contracts import published_contract
 from imagewam.hub.published_omnigen2 import PublishedOmniGen2
@@ -169,6 +169,13 @@ def test_the_released_sizes_are_read_off_the_weights(shared_dir):
         expected = {name: tensor.shape for name, tensor in found.state_dict().items()}
         assert {name: t.shape for name, t in family.editing_weights(weights, network).items()} == expected
     assert PublishedOmniGen2().frozen_parts({"text_feat_dim": 2048})["vae"]["repo"] == "OmniGen2/OmniGen2"
+
+
+@pytest.mark.parametrize("size, count", [("4B", 407), ("9B", 545)])
+def test_the_format_under_test_has_as_many_weights_as_released_files(size, count):
+    with torch.device("meta"):
+        policy = ImageWAMForActionPrediction(ImageWAMConfig(backbone={"family": "flux2-klein", "transformer": size}))
+    assert len(published_content(policy)["mot"]) == count
 
 
 def released_shapes(listing):

@@ -121,8 +121,8 @@ def needs_frozen_parts(found: PublishedCheckpoint) -> bool:
     homeless = [name for name in backbone.frozen_loaders if not (references.get(name) or {}).get("repo")]
     if missing := [name for name in homeless if name not in backbone.frozen]:
         raise ValueError(
-            f"published checkpoints on {backbone.family} hold no {' and no '.join(missing)}, and no hub repo has them "
-            "in diffusers' layout: give --base, a folder or repo of the editing pipeline"
+            f"the checkpoint holds no {' and no '.join(missing)}, and no hub repo is known that has those of this "
+            f"{backbone.family} in diffusers' layout: give --base, a folder or repo of the editing pipeline"
         )
     return bool(homeless)
 

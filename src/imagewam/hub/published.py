@@ -100,7 +100,8 @@ def read_published_checkpoint(
         pack_state_after_text: whether the state token stands right behind the last word, or behind the padding. By
             default as the `config.yaml` beside the checkpoint says.
         base: folder or hub repo of an editing pipeline whose VAE, text encoder and tokenizer the policy takes, instead
-            of the hub repos that its family names.
+            of the hub repos that its family names. They must be what the checkpoint was trained with: on OmniGen2
+            that is the public Qwen2.5-VL, which the released pipeline does not hold.
         base_revision: of that repo.
         vae: FLUX.2 only: file or folder of the autoencoder, see `load_flux2_autoencoder`.
 
