@@ -119,6 +119,14 @@ def test_mis_shaped_weights_are_named_with_both_shapes(write, family):
         convert_published_checkpoint(write(family, lambda content: changed_shape(content, ACTION + action)))
 
 
+def test_a_weight_that_tells_a_size_must_have_its_dimensions(write):
+    def flatten(content):
+        content["mot"][EDITING + "txt_in.weight"] = torch.zeros(7)
+
+    with pytest.raises(ValueError, match=r"model\.pt: txt_in\.weight: expected 2 dimensions, got \[7\]"):
+        convert_published_checkpoint(write("flux2-klein", flatten))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_second_copies_of_a_weight_must_be_equal(write, family):
     name = VIDEO + WEIGHTS[family][2]

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..modeling.memory import align_weights
-from .published_weights import Weights, check_coverage, count_blocks, needed, own_storage
+from .published_weights import Weights, check_coverage, count_blocks, own_storage, size_of
 
 _BATCHES_SEEN = "bn.num_batches_tracked"
 # What stands elsewhere than in the older autoencoders that diffusers converts.
@@ -98,14 +98,14 @@ def _config(weights: Weights) -> dict[str, Any]:
     """What weights in diffusers' names tell of the config."""
     encoder, decoder = (_widths(weights, name) for name in ("encoder.down_blocks", "decoder.up_blocks"))
     return {
-        "in_channels": needed(weights, "encoder.conv_in.weight").shape[1],
-        "out_channels": needed(weights, "decoder.conv_out.weight").shape[0],
+        "in_channels": size_of(weights, "encoder.conv_in.weight", ndim=4)[1],
+        "out_channels": size_of(weights, "decoder.conv_out.weight", ndim=4)[0],
         "down_block_types": ["DownEncoderBlock2D"] * len(encoder),
         "up_block_types": ["UpDecoderBlock2D"] * len(decoder),
         "block_out_channels": encoder,
         "decoder_block_out_channels": decoder[::-1],
         "layers_per_block": count_blocks(weights, "encoder.down_blocks.0.resnets"),
-        "latent_channels": needed(weights, "decoder.conv_in.weight").shape[1],
+        "latent_channels": size_of(weights, "decoder.conv_in.weight", ndim=4)[1],
         "use_quant_conv": "quant_conv.weight" in weights,
         "use_post_quant_conv": "post_quant_conv.weight" in weights,
         "mid_block_add_attention": any(name.startswith("encoder.mid_block.attentions.") for name in weights),
@@ -114,4 +114,4 @@ def _config(weights: Weights) -> dict[str, Any]:
 
 def _widths(weights: Weights, blocks: str) -> list[int]:
     count = count_blocks(weights, blocks)
-    return [needed(weights, f"{blocks}.{level}.resnets.0.conv1.weight").shape[0] for level in range(count)]
+    return [size_of(weights, f"{blocks}.{level}.resnets.0.conv1.weight", ndim=4)[0] for level in range(count)]

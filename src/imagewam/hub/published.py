@@ -30,7 +30,7 @@ from .published_omnigen2 import PublishedOmniGen2
 from .published_ovis_u1 import PublishedOvisU1
 from .published_settings import NUM_FRAMES, NUM_STEPS, PACK_STATE, read_settings
 from .published_statistics import identity_statistics, read_statistics
-from .published_weights import Weights, check_coverage, needed, own_storage
+from .published_weights import Weights, check_coverage, own_storage, size_of
 
 MODEL_FILE, STATISTICS_FILE, SETTINGS_FILE = "model.pt", "dataset_stats.json", "config.yaml"
 FAMILIES: tuple[PublishedFamily, ...] = (PublishedFlux2(), PublishedOmniGen2(), PublishedOvisU1())
@@ -237,7 +237,7 @@ def _build_policy(
     network = {**family.network_config(weights.editing), **backbone_config}
     editing = family.editing_weights(weights.editing, network)
     action = family.action_weights(weights.action, network)
-    hidden_size, action_dim = needed(action, "action_encoder.weight").shape
+    hidden_size, action_dim = size_of(action, "action_encoder.weight")
     frozen_parts = family.frozen_parts(network)
     tokenizer_source = frozen_parts.pop("tokenizer", None)
     steps = {"num_inference_steps": settings[NUM_STEPS]} if NUM_STEPS in settings else {}
@@ -246,7 +246,7 @@ def _build_policy(
         backbone={"family": family.family, "transformer": network, **family.backbone_options(settings)},
         frozen_parts=frozen_parts,
         action_dim=action_dim,
-        state_dim=needed(weights.state, "weight").shape[1] if weights.state else 0,
+        state_dim=size_of(weights.state, "weight")[1] if weights.state else 0,
         action_horizon=horizon,
         action_hidden_size=hidden_size,
         action_mlp_ratio=family.mlp_width(action) / hidden_size,

@@ -6,7 +6,7 @@ from diffusers.loaders.single_file_utils import convert_flux2_transformer_checkp
 
 from .published_family import PublishedFamily, Reference
 from .published_settings import PACK_STATE, TEXT_LENGTH
-from .published_weights import Weights, count_blocks, needed
+from .published_weights import Weights, count_blocks, size_of
 
 # Width of an instruction embedding -> the repos that hold that size's VAE and its text encoder.
 _FROZEN_REPOS = {
@@ -23,16 +23,16 @@ class PublishedFlux2(PublishedFamily):
     aliases = {"double_blocks.": "double_blocks.", "single_blocks.": "single_blocks."}
 
     def network_config(self, editing: Weights) -> dict[str, Any]:
-        width, in_channels = needed(editing, "img_in.weight").shape
-        head_dim = needed(editing, "single_blocks.0.norm.query_norm.scale").shape[0]
+        width, in_channels = size_of(editing, "img_in.weight")
+        head_dim = size_of(editing, "single_blocks.0.norm.query_norm.scale", ndim=1)[0]
         return {
             "in_channels": in_channels,
             "num_layers": count_blocks(editing, "double_blocks"),
             "num_single_layers": count_blocks(editing, "single_blocks"),
             "num_attention_heads": width // head_dim,
             "attention_head_dim": head_dim,
-            "joint_attention_dim": needed(editing, "txt_in.weight").shape[1],
-            "mlp_ratio": needed(editing, "double_blocks.0.img_mlp.2.weight").shape[1] / width,
+            "joint_attention_dim": size_of(editing, "txt_in.weight")[1],
+            "mlp_ratio": size_of(editing, "double_blocks.0.img_mlp.2.weight")[1] / width,
             "axes_dims_rope": [head_dim // 4] * 4,
             "guidance_embeds": False,
         }
@@ -50,7 +50,7 @@ class PublishedFlux2(PublishedFamily):
         )
 
     def mlp_width(self, action: Weights) -> int:
-        return needed(action, "transformer_blocks.0.ff.linear_out.weight").shape[1]
+        return size_of(action, "transformer_blocks.0.ff.linear_out.weight")[1]
 
     def backbone_options(self, settings: dict[str, Any]) -> dict[str, Any]:
         """A state behind the padding has a position that depends on how far the text is padded."""

@@ -6,7 +6,7 @@ from typing import Any
 from ..modeling.backbones.omnigen2 import PUBLISHED_PROMPT_FORMAT
 from .published_family import PublishedFamily, Reference
 from .published_settings import PACK_STATE, PAD_OMNIGEN2_TEXT
-from .published_weights import Weights, count_blocks, needed
+from .published_weights import Weights, count_blocks, size_of
 
 _PATCH_SIZE = 2
 _MULTIPLE_OF = 256
@@ -27,9 +27,9 @@ class PublishedOmniGen2(PublishedFamily):
     aliases = {"blocks.": "layers."}
 
     def network_config(self, editing: Weights) -> dict[str, Any]:
-        width, patch_channels = needed(editing, "x_embedder.weight").shape
-        head_dim = needed(editing, "layers.0.attn.norm_q.weight").shape[0]
-        mlp_width = needed(editing, "layers.0.feed_forward.linear_1.weight").shape[0]
+        width, patch_channels = size_of(editing, "x_embedder.weight")
+        head_dim = size_of(editing, "layers.0.attn.norm_q.weight", ndim=1)[0]
+        mlp_width = size_of(editing, "layers.0.feed_forward.linear_1.weight")[0]
         released = _MULTIPLE_OF * math.ceil(4 * width / _MULTIPLE_OF)
         return {
             "patch_size": _PATCH_SIZE,
@@ -37,12 +37,12 @@ class PublishedOmniGen2(PublishedFamily):
             "hidden_size": width,
             "num_layers": count_blocks(editing, "layers"),
             "num_refiner_layers": count_blocks(editing, "noise_refiner"),
-            "num_attention_heads": needed(editing, "layers.0.attn.to_q.weight").shape[0] // head_dim,
-            "num_kv_heads": needed(editing, "layers.0.attn.to_k.weight").shape[0] // head_dim,
+            "num_attention_heads": size_of(editing, "layers.0.attn.to_q.weight")[0] // head_dim,
+            "num_kv_heads": size_of(editing, "layers.0.attn.to_k.weight")[0] // head_dim,
             # The MLP is 4 times the width, rounded up to a multiple of this.
             "multiple_of": _MULTIPLE_OF if mlp_width == released else mlp_width,
             "axes_dim_rope": [head_dim // 3] * 3,
-            "text_feat_dim": needed(editing, "time_caption_embed.caption_embedder.1.weight").shape[1],
+            "text_feat_dim": size_of(editing, "time_caption_embed.caption_embedder.1.weight")[1],
         }
 
     def editing_weights(self, editing: Weights, network: dict[str, Any]) -> Weights:
@@ -52,7 +52,7 @@ class PublishedOmniGen2(PublishedFamily):
         return {_action_name(name): tensor for name, tensor in action.items()}
 
     def mlp_width(self, action: Weights) -> int:
-        return needed(action, "layers.0.feed_forward.linear_1.weight").shape[0]
+        return size_of(action, "layers.0.feed_forward.linear_1.weight")[0]
 
     def backbone_options(self, settings: dict[str, Any]) -> dict[str, Any]:
         """With the state behind the padding, the padding decides whether the network ever sees the state."""

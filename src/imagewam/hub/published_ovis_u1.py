@@ -15,7 +15,7 @@ from ..references import names_a_repo
 from .ovis_u1 import convert_ovis_u1_transformer
 from .ovis_u1_keys import DECODER_BLOCKS
 from .published_family import PublishedFamily, Reference
-from .published_weights import Weights, count_blocks, needed
+from .published_weights import Weights, count_blocks, size_of
 
 _REFINER_BLOCKS = "txt_in.individual_token_refiner.blocks"
 _UNUSED = re.compile(r"double_blocks\.\d+\.txt_(mod|attn|mlp)\.")
@@ -43,21 +43,21 @@ class PublishedOvisU1(PublishedFamily):
     aliases = {"double_blocks.": "double_blocks.", "single_blocks.": "single_blocks."}
 
     def network_config(self, editing: Weights) -> dict[str, Any]:
-        width, in_channels = needed(editing, "img_in.weight").shape
-        head_dim = needed(editing, "double_blocks.0.img_attn.norm.query_norm.scale").shape[0]
+        width, in_channels = size_of(editing, "img_in.weight")
+        head_dim = size_of(editing, "double_blocks.0.img_attn.norm.query_norm.scale", ndim=1)[0]
         index_axis = head_dim // 8
         image_axis = (head_dim - index_axis) // 2
         return {
             "in_channels": in_channels,
-            "out_channels": needed(editing, "final_layer.linear.weight").shape[0],
+            "out_channels": size_of(editing, "final_layer.linear.weight")[0],
             "num_layers": count_blocks(editing, "double_blocks"),
             "num_single_layers": count_blocks(editing, "single_blocks"),
             "attention_head_dim": head_dim,
             "num_attention_heads": width // head_dim,
-            "joint_attention_dim": needed(editing, "txt_in.input_embedder.weight").shape[1],
+            "joint_attention_dim": size_of(editing, "txt_in.input_embedder.weight")[1],
             "axes_dims_rope": [index_axis, image_axis, image_axis],
             "num_refiner_layers": count_blocks(editing, _REFINER_BLOCKS),
-            "mlp_ratio": needed(editing, "double_blocks.0.img_mlp.0.weight").shape[0] / width,
+            "mlp_ratio": size_of(editing, "double_blocks.0.img_mlp.0.weight")[0] / width,
         }
 
     def editing_weights(self, editing: Weights, network: dict[str, Any]) -> Weights:
@@ -75,7 +75,7 @@ class PublishedOvisU1(PublishedFamily):
         return converted
 
     def mlp_width(self, action: Weights) -> int:
-        return needed(action, "transformer_blocks.0.ff.net.0.proj.weight").shape[0]
+        return size_of(action, "transformer_blocks.0.ff.net.0.proj.weight")[0]
 
     def backbone_options(self, settings: dict[str, Any]) -> dict[str, Any]:
         return {}

@@ -24,15 +24,17 @@ def check_coverage(expected: Mapping[str, Size], found: Weights) -> None:
         raise ValueError("\n  ".join(["these are not the weights of this network:", *lines]))
 
 
-def needed(weights: Weights, name: str) -> Tensor:
-    """The weight `name`, which tells the size of something.
+def size_of(weights: Weights, name: str, ndim: int = 2) -> Size:
+    """Shape of the weight `name`, from which sizes of a network are read.
 
     Raises:
-        ValueError: it is not there.
+        ValueError: it is not there, or has not `ndim` dimensions.
     """
     if name not in weights:
         raise ValueError(f"it lacks {name}")
-    return weights[name]
+    if weights[name].ndim != ndim:
+        raise ValueError(f"{name}: expected {ndim} dimensions, got {list(weights[name].shape)}")
+    return weights[name].shape
 
 
 def count_blocks(weights: Weights, prefix: str) -> int:
