@@ -252,3 +252,13 @@ def test_lora_trains_the_editing_transformer_and_merges(make_policy, batch, obse
     torch.testing.assert_close(
         merged.predict_action(**observation, generator=seeded()).actions, expected, atol=1e-4, rtol=0
     )
+
+
+@torch.no_grad()
+def test_a_policy_cast_to_bfloat16_reads_instructions_as_its_saved_copy_does(make_policy, observation, tmp_path):
+    policy = copy.deepcopy(make_policy()).to(torch.bfloat16)
+    policy.save_pretrained(tmp_path, save_frozen=True)
+    loaded = ImageWAMForActionPrediction.from_pretrained(tmp_path)
+    inputs = [observation[name] for name in ("input_ids", "attention_mask", "pixel_values")]
+    found, expected = (p.backbone.encode_instruction(*inputs)[0] for p in (loaded, policy))
+    assert found.dtype == torch.bfloat16 and torch.equal(found, expected)

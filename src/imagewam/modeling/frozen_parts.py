@@ -62,8 +62,18 @@ class FrozenParts:
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True):
         for module in self.frozen.values():
-            module._apply(fn, recurse)
+            _apply_but_frequencies(module, fn)
         return super()._apply(fn, recurse)
+
+
+def _apply_but_frequencies(module: nn.Module, fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """`module._apply(fn)`, with the RoPE frequencies of transformers' models in the precision that `from_pretrained`
+    gives them: a cast to bfloat16 would blur positions, and a saved policy would not read as it did before."""
+    tables = {m: m.inv_freq for m in module.modules() if isinstance(getattr(m, "inv_freq", None), torch.Tensor)}
+    module._apply(fn)
+    for owner, frequencies in tables.items():
+        if owner.inv_freq.dtype != frequencies.dtype:
+            owner.inv_freq = frequencies.to(owner.inv_freq.device)
 
 
 def resolve_reference(reference: dict, config: ImageWAMConfig) -> dict:

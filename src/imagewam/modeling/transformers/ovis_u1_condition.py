@@ -87,15 +87,6 @@ class OvisU1ConditionEncoder(PreTrainedModel):
         if isinstance(module, OvisU1VisualTokenizer):
             init.normal_(module.pos_embed, std=self.config.initializer_range)
 
-    def _apply(self, fn, recurse: bool = True):
-        """RoPE frequencies stay in float32, as `from_pretrained` leaves them: in bfloat16 positions would blur."""
-        rotary = self.language_model.rotary_emb
-        frequencies = rotary.inv_freq
-        super()._apply(fn, recurse)
-        if rotary.inv_freq.dtype != frequencies.dtype:
-            rotary.inv_freq = frequencies.to(rotary.inv_freq.device)
-        return self
-
     def get_input_embeddings(self) -> nn.Embedding:
         return self.language_model.embed_tokens
 
