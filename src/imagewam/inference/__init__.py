@@ -1,0 +1,1 @@
+"""What a decision costs, and how to make it cheaper."""

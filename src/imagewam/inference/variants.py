@@ -1,0 +1,132 @@
+"""The published variants at full size, with their frozen parts: enough to plan without any weights.
+
+Sizes of frozen parts are those of the public configs; parameter counts are asserted in the tests.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderKLFlux2
+from torch import Tensor, nn
+from transformers import Qwen2_5_VLTextModel, Qwen3Config, Qwen3ForCausalLM
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
+
+from ..configuration_imagewam import ImageWAMConfig
+from ..modeling.backbones import EditingBackbone
+from ..modeling.transformers.ovis_u1_condition import OvisU1ConditionConfig, OvisU1ConditionEncoder
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A policy of the paper for LIBERO: 7-D actions, 8-D state, chunks of 16.
+
+    Attributes:
+        backbone: `ImageWAMConfig.backbone`.
+        vae, text_encoder: build the frozen part, with fresh weights, on the current default device.
+        read: embeds a number of tokens on the meta device, where ids have no values: `(backbone, count, pixels)`.
+    """
+
+    backbone: dict[str, Any]
+    vae: Callable[[], nn.Module]
+    text_encoder: Callable[[], nn.Module]
+    read: Callable[[EditingBackbone, int, Tensor], Tensor]
+
+    def config(self, **kwargs: Any) -> ImageWAMConfig:
+        return ImageWAMConfig(backbone=self.backbone, **kwargs)
+
+
+def _qwen3(hidden_size: int, intermediate_size: int, tied: bool) -> Qwen3ForCausalLM:
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            hidden_size=hidden_size,
+            intermediate_size=intermediate_size,
+            num_hidden_layers=36,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            head_dim=128,
+            vocab_size=151936,
+            tie_word_embeddings=tied,
+        )
+    )
+
+
+def _qwen2_5_vl_3b() -> Qwen2_5_VLTextModel:
+    return Qwen2_5_VLTextModel(
+        Qwen2_5_VLTextConfig(
+            hidden_size=2048,
+            intermediate_size=11008,
+            num_hidden_layers=36,
+            num_attention_heads=16,
+            num_key_value_heads=2,
+            vocab_size=151936,
+        )
+    )
+
+
+def _kl_autoencoder(latent_channels: int, **kwargs: Any) -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        latent_channels=latent_channels,
+        **kwargs,
+    )
+
+
+def _flux1_autoencoder() -> AutoencoderKL:
+    return _kl_autoencoder(
+        16, use_quant_conv=False, use_post_quant_conv=False, scaling_factor=0.3611, shift_factor=0.1159
+    )
+
+
+def _read_words(backbone: EditingBackbone, num_tokens: int, pixels: Tensor) -> Tensor:
+    ids = torch.empty(1, num_tokens, dtype=torch.long, device="meta")
+    return backbone.encode_instruction(ids, _causal_mask(backbone, num_tokens))[0]
+
+
+def _causal_mask(backbone: EditingBackbone, num_tokens: int) -> Tensor:
+    """A finished mask: transformers looks into any other, and there are no values here to look at."""
+    dtype = backbone.frozen_part("text_encoder").dtype
+    return torch.empty(1, 1, num_tokens, num_tokens, dtype=dtype, device="meta")
+
+
+def _read_words_and_image(backbone: EditingBackbone, num_tokens: int, pixels: Tensor) -> Tensor:
+    """Ovis-U1's encoder looks for its image among the ids; here the words of the image are put in at once."""
+    encoder = backbone.frozen_part("text_encoder")
+    words = encoder.visual_tokenizer(pixels.to(encoder.dtype))
+    length = num_tokens + words.shape[1] + 2
+    output = encoder.language_model(
+        inputs_embeds=words.new_empty(1, length, encoder.config.text_config.hidden_size, dtype=encoder.dtype),
+        attention_mask=_causal_mask(backbone, length),
+        output_hidden_states=True,
+        use_cache=False,
+    )
+    return torch.cat([output.hidden_states[-1], output.hidden_states[-2]], dim=-1)
+
+
+VARIANTS = {
+    "imagewam-flux2-4b": Variant(
+        {"family": "flux2-klein", "transformer": "4B"},
+        AutoencoderKLFlux2,
+        lambda: _qwen3(2560, 9728, tied=True),
+        _read_words,
+    ),
+    "imagewam-flux2-9b": Variant(
+        {"family": "flux2-klein", "transformer": "9B"},
+        AutoencoderKLFlux2,
+        lambda: _qwen3(4096, 12288, tied=False),
+        _read_words,
+    ),
+    "imagewam-omnigen2": Variant(
+        {"family": "omnigen2", "transformer": {}}, _flux1_autoencoder, _qwen2_5_vl_3b, _read_words
+    ),
+    "imagewam-ovis-u1": Variant(
+        {"family": "ovis-u1", "transformer": {}},
+        lambda: _kl_autoencoder(4, scaling_factor=0.13025),
+        lambda: OvisU1ConditionEncoder(OvisU1ConditionConfig()),
+        _read_words_and_image,
+    ),
+}
