@@ -11,8 +11,9 @@ from transformers import AutoTokenizer, Qwen2Tokenizer
 from imagewam.demo.tiny_pipeline import build_tiny_tokenizer
 from imagewam.hub.ovis_u1 import convert_ovis_u1, convert_ovis_u1_transformer, convert_ovis_u1_vae
 from imagewam.hub.ovis_u1_config import condition_config, decoder_config
+from imagewam.modeling.editing_pipelines.ovis_u1 import OvisU1Pipeline
 from imagewam.modeling.transformers.ovis_u1 import OvisU1Transformer2DModel
-from imagewam.modeling.transformers.ovis_u1_condition import OvisU1ConditionConfig, OvisU1ConditionEncoder
+from imagewam.modeling.transformers.ovis_u1_condition import IMAGE_ID, OvisU1ConditionConfig, OvisU1ConditionEncoder
 
 TINY_VAE = {
     "block_out_channels": [8, 16],
@@ -229,7 +230,9 @@ def test_a_whole_checkpoint_becomes_a_folder_of_loadable_parts(published, checkp
     features = encoder.visual_tokenizer.features(condition["pix"].unflatten(0, (2, -1)), grid=(4, 6))
     torch.testing.assert_close(features.flatten(0, 1), condition["out.feats"], atol=1e-4, rtol=0)
     words = encoder.visual_tokenizer.words(features)
-    embeds, _ = encoder.embed(condition["ids"], torch.ones_like(condition["ids"], dtype=torch.bool), words)
+    repeats = torch.where(condition["ids"] == IMAGE_ID, words.shape[1], 1)
+    ids = torch.stack([row.repeat_interleave(n) for row, n in zip(condition["ids"], repeats, strict=True)])
+    embeds = encoder.embed(ids, words)
     states = encoder.language_model(inputs_embeds=embeds, output_hidden_states=True).hidden_states
     torch.testing.assert_close(torch.cat([states[-1], states[-2]], dim=-1), condition["out.cond"], atol=1e-4, rtol=0)
 
@@ -239,6 +242,7 @@ def test_a_whole_checkpoint_becomes_a_folder_of_loadable_parts(published, checkp
     assert (scheduler.config.base_shift, scheduler.config.max_shift) == (0.5, 1.15)
     index = json.loads((output / "model_index.json").read_text())
     assert index["_class_name"] == "OvisU1Pipeline"
+    assert torch.equal(OvisU1Pipeline.from_pretrained(output).transformer.proj_out.weight, transformer.proj_out.weight)
     parts = {name: entry for name, entry in index.items() if not name.startswith("_")}
     assert {name: getattr(sys.modules[library], class_name) for name, (library, class_name) in parts.items()} == {
         "transformer": OvisU1Transformer2DModel,

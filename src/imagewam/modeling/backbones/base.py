@@ -256,12 +256,25 @@ def get_family(name: str) -> type[EditingBackbone]:
     return _FAMILIES[name]
 
 
-def family_of_pipeline(pipeline: DiffusionPipeline | str | os.PathLike, revision: str | None = None):
-    """The family that serves the class of this pipeline, or of the one in this folder or hub repo."""
+def family_of_pipeline(
+    pipeline: DiffusionPipeline | str | os.PathLike, revision: str | None = None
+) -> type[EditingBackbone]:
+    """The family that serves the class of this pipeline, or of the one in this folder or hub repo.
+
+    Raises:
+        ValueError: no family serves it.
+        OSError: there is no pipeline.
+    """
     if isinstance(pipeline, DiffusionPipeline):
         name = type(pipeline).__name__
     else:
-        name = DiffusionPipeline.load_config(pipeline, revision=revision)["_class_name"]
+        try:
+            name = DiffusionPipeline.load_config(pipeline, revision=revision)["_class_name"]
+        except OSError as error:
+            raise OSError(
+                f"{pipeline} holds no editing pipeline: {error}\n(Ovis-U1 is published as one checkpoint; "
+                "`imagewam import` makes a pipeline of it.)"
+            ) from error
     for family in _FAMILIES.values():
         if name in family.pipeline_classes:
             return family
