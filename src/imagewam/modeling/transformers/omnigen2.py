@@ -61,13 +61,14 @@ class PackedImages(NamedTuple):
     Attributes:
         tokens: `[B, M, patch_size² · C]`.
         ids: `[B, M, 3]`.
-        index: `[B, M]`, which of the sample's images a token belongs to, -1 for padding.
+        index: `[B, M]`, which of the sample's images a token belongs to, -1 for padding. None: all are of the first
+            image, and nothing is padded.
         end: `[B]`, where the next image stands.
     """
 
     tokens: Tensor
     ids: Tensor
-    index: Tensor
+    index: Tensor | None
     end: Tensor
 
 
@@ -91,10 +92,11 @@ def pack_images(images: Sequence[Sequence[Tensor]], offset: Tensor, patch_size: 
             index[row].append(end.new_full((grid[0] * grid[1],), number))
             end[row] += max(grid)
     tokens, ids, index = ([torch.cat(parts) for parts in rows] for rows in (tokens, ids, index))
+    needs_index = any(len(sample) != 1 for sample in images) or len({len(row) for row in tokens}) > 1
     return PackedImages(
         pad_sequence(tokens, batch_first=True),
         pad_sequence(ids, batch_first=True),
-        pad_sequence(index, batch_first=True, padding_value=-1),
+        pad_sequence(index, batch_first=True, padding_value=-1) if needs_index else None,
         end,
     )
 
