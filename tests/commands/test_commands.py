@@ -138,7 +138,8 @@ def test_wrong_options_are_one_clear_line(recipe, tmp_path, words, message):
         (["--horizon", "5"], "horizon: 5 is given, 4 in it"),
         (["--edit_mode", "prefix"], "edit_mode: prefix is given, denoise in it"),
         (["--preset", "published", "--image_loss_weight", "1"], "loss_weighting: bell is given, none in it"),
-        (["--rope_dtype", "model"], "rope_dtype: model is given, float32 in it"),
+        (["--backbone_options", '{"rope_dtype": "model"}'], "rope_dtype: model is given, float32 in it"),
+        (["--backbone_options", "[1]"], "expected a JSON object"),
         (["--checkpoint", "elsewhere"], "pipeline, tiny_vae_steps, .* already settled by the checkpoint elsewhere"),
     ],
 )

@@ -13,6 +13,7 @@ from imagewam.training.baselines import mean_action, repeat_state
 from imagewam.training.checkpoints import last_complete_checkpoint
 from imagewam.training.checks import check_recording_matches_contract
 from imagewam.training.lora import add_adapters
+from tiny_families import FAMILIES
 
 
 def make_trainer(
@@ -120,17 +121,23 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
-@pytest.mark.parametrize("killed_at", [3, 4])  # inside the first epoch of four steps, and at its end
-def test_a_killed_run_continues_bit_for_bit(tmp_path, killed_at):
+# Inside the first epoch of four steps, and at its end; once for every family.
+@pytest.mark.parametrize("family, killed_at", [(None, 3), (None, 4), *((family, 3) for family in FAMILIES)])
+def test_a_killed_run_continues_bit_for_bit(tmp_path, family, killed_at):
+    def parts(seed):
+        policy = tiny_policy(seed, family=family)
+        return {"policy": policy, "processor": tiny_processor(policy)}
+
     kwargs = {"eval_dataset": TinyDataset(6, seed=1), "eval_strategy": "steps", "eval_steps": 2}
-    whole = make_trainer(tmp_path / "whole", **kwargs)
+    whole = make_trainer(tmp_path / "whole", **parts(0), **kwargs)
     whole.train()
 
     kwargs |= {"save_strategy": "steps", "save_steps": killed_at}
-    killed = make_trainer(tmp_path / "killed", trainer_kwargs={"callbacks": [KilledAt(killed_at)]}, **kwargs)
+    stop = {"trainer_kwargs": {"callbacks": [KilledAt(killed_at)]}}
+    killed = make_trainer(tmp_path / "killed", **parts(0), **stop, **kwargs)
     with pytest.raises(KeyboardInterrupt):
         killed.train()
-    resumed = make_trainer(tmp_path / "killed", tiny_policy(seed=1), **kwargs)
+    resumed = make_trainer(tmp_path / "killed", **parts(1), **kwargs)
     resumed.train(resume_from_checkpoint=True)
 
     for name in ("loss", "action_loss", "image_loss", "grad_norm", "eval_loss", "eval_action_mae"):

@@ -9,17 +9,25 @@ from imagewam import ImageWAMForActionPrediction, ImageWAMProcessor
 from imagewam.demo.tiny_pipeline import build_tiny_pipeline
 from imagewam.processing.camera_layout import CameraSpec
 from imagewam.processing.contract import ActionSpec, PolicyContract, StateSpec
+from tiny_families import FAMILIES
 
 HORIZON, STATE_NAMES, ACTION_NAMES = 4, ("a", "b", "c"), ("a", "b")
 SCALE = 10.0  # one normalised unit, in physical units
 INSTRUCTION = "push the cube"
 
 
-def tiny_policy(seed: int = 0, action_dim: int = len(ACTION_NAMES), **config) -> ImageWAMForActionPrediction:
+def tiny_policy(
+    seed: int = 0, action_dim: int = len(ACTION_NAMES), family: str | None = None, **config
+) -> ImageWAMForActionPrediction:
+    """On a pipeline of the family; without one on a smaller FLUX.2, for tests that families mean nothing to."""
     torch.manual_seed(seed)
     sizes = {"heads": 2, "head_dim": 16, "num_layers": 1, "num_single_layers": 1, "text_width": 16}
+    if family is None:
+        pipeline = build_tiny_pipeline([INSTRUCTION], **sizes, vae_channels=(8, 16))
+    else:
+        pipeline = FAMILIES[family].pipeline([INSTRUCTION])
     return ImageWAMForActionPrediction.from_editing_pipeline(
-        build_tiny_pipeline([INSTRUCTION], **sizes, vae_channels=(8, 16)),
+        pipeline,
         action_dim=action_dim,
         state_dim=len(STATE_NAMES),
         action_horizon=HORIZON,

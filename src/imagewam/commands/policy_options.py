@@ -1,5 +1,6 @@
 """Policy options of `imagewam train`: where the policy starts from, and its settings."""
 
+import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ class PolicyOptions:
     weight_copy: Literal["per_segment", "one_axis"] | None = option(
         "How the action expert starts from the editing transformer (per_segment)."
     )
-    rope_dtype: Literal["float32", "model"] | None = option("Precision of the editing transformer's positions.")
+    backbone_options: str | None = option('The editing family\'s own options, as JSON: {"rope_dtype": "model"}.')
     preset: Literal["paper", "published"] | None = option("Settings to start from: paper or published (paper).")
     edit_mode: Literal["denoise", "prefix"] | None = option(
         "denoise: actions see the target after one editing step; prefix: they do not."
@@ -45,7 +46,18 @@ class PolicyOptions:
         " num_inference_steps action_hidden_size action_mlp_ratio"
     ).split()
 
-    BUILD = "pipeline pipeline_revision tiny_vae_steps weight_copy rope_dtype preset".split()
+    BUILD = "pipeline pipeline_revision tiny_vae_steps weight_copy backbone_options preset".split()
+
+    def backbone(self) -> dict[str, Any]:
+        """The family's own options.
+
+        Raises:
+            ValueError: they are no JSON object.
+        """
+        options = json.loads(self.backbone_options or "{}")
+        if not isinstance(options, dict):
+            raise ValueError(f"backbone_options: expected a JSON object, got {self.backbone_options}")
+        return options
 
     def config(self) -> dict[str, Any]:
         """The settings that were given, as arguments of `ImageWAMConfig`."""

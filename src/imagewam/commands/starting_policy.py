@@ -61,7 +61,7 @@ def new_policy(data: DataOptions, options: PolicyOptions, dataset: LeRobotDatase
         dtype=dtype,
         preset=options.preset or "paper",
         weight_copy=options.weight_copy or "per_segment",
-        backbone_options={"rope_dtype": options.rope_dtype} if options.rope_dtype else None,
+        backbone_options=options.backbone(),
         action_dim=dataset.action_dim,
         state_dim=dataset.state_dim,
         action_horizon=contract.horizon,
@@ -82,8 +82,8 @@ def check_resumed(data: DataOptions, options: PolicyOptions, checkpoint: str, da
     settings = {**PRESETS.get(options.preset, {}), **options.config()}
     given |= settings
     saved |= {name: getattr(config, name) for name in settings}
-    if options.rope_dtype:
-        given["rope_dtype"], saved["rope_dtype"] = options.rope_dtype, config.backbone["rope_dtype"]
+    given |= options.backbone()
+    saved |= {name: config.backbone.get(name) for name in options.backbone()}
     changed = [f"{name}: {given[name]} is given, {saved[name]} in it" for name in given if given[name] != saved[name]]
     if changed:
         raise ValueError(f"the run of {checkpoint} was started with other options: {'; '.join(changed)}")
