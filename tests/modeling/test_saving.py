@@ -262,3 +262,15 @@ def test_a_policy_cast_to_bfloat16_reads_instructions_as_its_saved_copy_does(mak
     inputs = [observation[name] for name in ("input_ids", "attention_mask", "pixel_values")]
     found, expected = (p.backbone.encode_instruction(*inputs)[0] for p in (loaded, policy))
     assert found.dtype == torch.bfloat16 and torch.equal(found, expected)
+
+
+def test_one_frozen_part_can_be_saved_and_the_other_referred_to(make_policy, tmp_path):
+    policy = make_policy()
+    policy.config.frozen_parts["text_encoder"] = {"repo": REPO, "subfolder": "text_encoder", "revision": REVISION}
+    assert policy.homeless_frozen_parts == ["vae"]
+    policy.save_pretrained(tmp_path / "policy", save_frozen=["vae"])
+    assert os.listdir(tmp_path / "policy" / "frozen") == ["vae"]
+    references = json.loads((tmp_path / "policy" / "config.json").read_text())["frozen_parts"]
+    assert references["vae"]["repo"] is None and references["text_encoder"]["repo"] == REPO
+    with pytest.raises(ValueError, match=r"not \['tokenizer'\]"):
+        policy.save_pretrained(tmp_path / "policy", save_frozen=["tokenizer"])

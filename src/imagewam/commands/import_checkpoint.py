@@ -40,7 +40,7 @@ class ImportOptions:
     )
     dtype: Literal["bfloat16", "float16", "float32"] | None = option("Of the written weights; default: as published.")
     save_frozen: bool | None = option(
-        "Write VAE, text encoder and tokenizer too; default: only if no hub repo holds them."
+        "Write VAE, text encoder and tokenizer too; default: only those that no hub repo holds."
     )
 
     POLICY = "base base_revision vae statistics contract pack_state_after_text save_frozen".split()
@@ -84,14 +84,16 @@ def import_policy(options: ImportOptions, dtype: torch.dtype | None) -> None:
     )
     if dtype is not None:
         found.policy.to(dtype)
-    save_frozen = needs_frozen_parts(found) if options.save_frozen is None else options.save_frozen
-    rows = checkpoint_rows(found, save_frozen)
+    frozen = homeless_frozen_parts(found)
+    if options.save_frozen is not None:
+        frozen = list(found.policy.backbone.frozen_loaders) if options.save_frozen else []
+    rows = checkpoint_rows(found, frozen)
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
     with atomic_folder(options.output, replaces=_REPLACED) as staging:
-        found.policy.save_pretrained(staging, save_frozen=save_frozen)
-        found.processor.save_pretrained(staging, save_frozen=save_frozen)
+        found.policy.save_pretrained(staging, save_frozen=frozen)
+        found.processor.save_pretrained(staging, save_frozen=bool(options.save_frozen))
 
 
 def check_output(output: str, marker: str, content: dict[str, Any]) -> None:
@@ -111,23 +113,22 @@ def check_output(output: str, marker: str, content: dict[str, Any]) -> None:
         raise ValueError(f"{folder} is not empty, and holds no checkpoint that could be replaced")
 
 
-def needs_frozen_parts(found: PublishedCheckpoint) -> bool:
-    """Whether a frozen part has no hub repo, so that the policy's folder must hold it.
+def homeless_frozen_parts(found: PublishedCheckpoint) -> list[str]:
+    """The frozen parts that no hub repo holds, so that the policy's folder must hold them.
 
     Raises:
         ValueError: there is a part that has no hub repo and was not given either.
     """
-    backbone, references = found.policy.backbone, found.policy.config.frozen_parts
-    homeless = [name for name in backbone.frozen_loaders if not (references.get(name) or {}).get("repo")]
+    backbone, homeless = found.policy.backbone, found.policy.homeless_frozen_parts
     if missing := [name for name in homeless if name not in backbone.frozen]:
         raise ValueError(
             f"the checkpoint holds no {' and no '.join(missing)}, and no hub repo is known that has those of this "
             f"{backbone.family} in diffusers' layout: give --base, a folder or repo of the editing pipeline"
         )
-    return bool(homeless)
+    return homeless
 
 
-def checkpoint_rows(found: PublishedCheckpoint, save_frozen: bool) -> Rows:
+def checkpoint_rows(found: PublishedCheckpoint, frozen: Sequence[str]) -> Rows:
     """What was recognised."""
     policy, config = found.policy, found.policy.config
     counts = {name: sum(p.numel() for p in child.parameters()) for name, child in policy.named_children()}
@@ -135,8 +136,8 @@ def checkpoint_rows(found: PublishedCheckpoint, save_frozen: bool) -> Rows:
     steps = "unknown number of" if found.step is None else f"{found.step:,}"
     rows = [
         ("recognised", f"ImageWAM on {config.backbone['family']}, {steps} training steps"),
-        *(row for row in variant_rows(config)[1:] if not save_frozen or not row[0].startswith("frozen ")),
-        *((f"frozen {name}", "written with the policy") for name in policy.backbone.frozen_loaders if save_frozen),
+        *(row for row in variant_rows(config)[1:] if row[0].removeprefix("frozen ") not in frozen),
+        *((f"frozen {name}", "written with the policy") for name in frozen),
         *((f"option {name}", str(value)) for name, value in options.items()),
         *((f"parameters {name}", f"{count:,}") for name, count in counts.items()),
         ("weights", str(policy.dtype).removeprefix("torch.")),

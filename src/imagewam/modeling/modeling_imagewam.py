@@ -5,7 +5,7 @@ context -> (target) -> actions. The same calls serve training and inference.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -595,15 +595,19 @@ class ImageWAMForActionPrediction(PreTrainedModel):
         align_weights(policy)
         return (policy, info) if output_loading_info else policy
 
-    def check_frozen_references(self) -> None:
-        """Make sure that a checkpoint without frozen parts could find them again.
+    @property
+    def homeless_frozen_parts(self) -> list[str]:
+        """The frozen parts that no hub repo is known to hold."""
+        references = self.config.frozen_parts
+        return [name for name in self.backbone.frozen_loaders if not (references.get(name) or {}).get("repo")]
+
+    def check_frozen_references(self, saved: Collection[str] = ()) -> None:
+        """Make sure that a checkpoint could find the frozen parts again that are not `saved` with it.
 
         Raises:
-            ValueError: a frozen part has no hub repo to refer to.
+            ValueError: one of them has no hub repo to refer to.
         """
-        homeless = [
-            name for name in self.backbone.frozen_loaders if not (self.config.frozen_parts.get(name) or {}).get("repo")
-        ]
+        homeless = [name for name in self.homeless_frozen_parts if name not in saved]
         if homeless:
             raise ValueError(
                 f"the frozen parts {homeless} were not loaded from a hub repo, so a checkpoint cannot refer to them; "
@@ -611,30 +615,36 @@ class ImageWAMForActionPrediction(PreTrainedModel):
             )
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike, save_frozen: bool = False, push_to_hub: bool = False, **kwargs
+        self,
+        save_directory: str | os.PathLike,
+        save_frozen: bool | Collection[str] = False,
+        push_to_hub: bool = False,
+        **kwargs,
     ) -> None:
         """Write the checkpoint folder: whole, or not at all.
 
         Args:
-            save_frozen: also write VAE and text encoder into `frozen/`, so that the folder needs nothing else.
+            save_frozen: also write VAE and text encoder into `frozen/`, so that the folder needs nothing else; or the
+                names of those to write.
 
         Raises:
-            ValueError: without `save_frozen`, a frozen part has no hub repo to refer to.
+            ValueError: a frozen part that is not written has no hub repo to refer to.
         """
-        if not save_frozen:
-            self.check_frozen_references()
+        saved = self._frozen_to_save(save_frozen)
+        self.check_frozen_references(saved)
         references = self.config.frozen_parts
         with atomic_folder(save_directory, replaces=("model*.safetensors", "model.safetensors.index.json")) as staging:
             try:
-                if save_frozen:
-                    self.config.frozen_parts = self._save_frozen(staging)
+                self.config.frozen_parts = self._save_frozen(staging, saved)
                 super().save_pretrained(staging, **kwargs)
             finally:
                 self.config.frozen_parts = references
         if push_to_hub:
             self.push_to_hub(Path(save_directory).name, save_frozen=save_frozen)
 
-    def push_to_hub(self, repo_id: str, *, save_frozen: bool = False, max_shard_size="50GB", **kwargs) -> CommitInfo:
+    def push_to_hub(
+        self, repo_id: str, *, save_frozen: bool | Collection[str] = False, max_shard_size="50GB", **kwargs
+    ) -> CommitInfo:
         """Upload what `save_pretrained` writes; all else in the repo stays as it is.
 
         Args:
@@ -646,9 +656,16 @@ class ImageWAMForActionPrediction(PreTrainedModel):
 
         return upload_saved(save, repo_id, **{"commit_message": "Upload policy", **kwargs})
 
-    def _save_frozen(self, folder: str) -> dict[str, dict]:
+    def _frozen_to_save(self, save_frozen: bool | Collection[str]) -> Collection[str]:
+        known = tuple(self.backbone.frozen_loaders)
+        names = (known if save_frozen else ()) if isinstance(save_frozen, bool) else save_frozen
+        if unknown := set(names) - set(known):
+            raise ValueError(f"this policy has the frozen parts {known}, not {sorted(unknown)}")
+        return names
+
+    def _save_frozen(self, folder: str, names: Collection[str]) -> dict[str, dict]:
         references = dict(self.config.frozen_parts)
-        for name in self.backbone.frozen_loaders:
+        for name in names:
             save_frozen_part(self.backbone.frozen_part(name), os.path.join(folder, "frozen", name))
             references[name] = {"repo": None, "subfolder": f"frozen/{name}", "revision": None}
         return references
