@@ -5,7 +5,7 @@ OmniGen2 (arXiv:2506.18871).
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import snapshot_download
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2_5_VLTextModel
 
 from ...processing.prompt import check_prompt_format, tokenize
@@ -65,9 +65,7 @@ class OmniGen2Pipeline(DiffusionPipeline):
         self.register_modules(
             transformer=transformer, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler
         )
-        self.image_processor = VaeImageProcessor(
-            vae_scale_factor=self._token_stride if transformer is not None else 1, resample="lanczos"
-        )
+        self.image_processor = VaeImageProcessor(resample="lanczos")
 
     @classmethod
     def from_pretrained(
@@ -79,8 +77,13 @@ class OmniGen2Pipeline(DiffusionPipeline):
         of code that lies beside the weights; none of that code is run.
 
         Args:
+            torch_dtype: None: float32, and for the text encoder the type it is stored in.
             kwargs: `revision` and the like of `snapshot_download`, and components to use instead of the stored ones;
                 None leaves one out.
+
+        Raises:
+            ValueError: an unknown component, or stored weights that lack some of a component's.
+            FileNotFoundError: a component's folder is not there.
         """
         hub_options = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
         parts = dict(kwargs)
@@ -104,7 +107,7 @@ class OmniGen2Pipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | list[str],
+        prompt: str | list[str] | None = None,
         input_images: Image.Image | Sequence[Image.Image] | Sequence[Sequence[Image.Image]] | None = None,
         negative_prompt: str | list[str] = "",
         height: int | None = None,
@@ -117,13 +120,18 @@ class OmniGen2Pipeline(DiffusionPipeline):
         align_res: bool = True,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        prompt_embeds_mask: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds_mask: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict], dict] | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Edit images, or make new ones where there are none.
 
         Args:
-            prompt: what to do, or what to show; a list for a batch.
+            prompt: what to do, or what to show; a list for a batch. Or else `prompt_embeds`.
             input_images: reference images of one prompt, or one list of them (it may be empty) for each prompt.
             negative_prompt: what the guidance leads away from.
             height, width: pixels of the result, multiples of two times the VAE's stride. By default 1024 x 1024.
@@ -135,30 +143,41 @@ class OmniGen2Pipeline(DiffusionPipeline):
             max_pixels: larger references are shrunk to this area (Lanczos), all of them to whole tokens.
             align_res: with one reference per prompt, the result has its size unless height and width are given.
             latents: noise to start from, `[B, C, height / stride, width / stride]`; by default from `generator`.
+            prompt_embeds, prompt_embeds_mask: `[B, L, D]` and `[B, L]` as `encode_prompt` returns them.
+            negative_prompt_embeds, negative_prompt_embeds_mask: the same, in place of `negative_prompt`.
             output_type: "pil", "np", "pt", or "latent" for the unscaled latents.
+            callback_on_step_end: called with the pipeline, the step, its timestep and `{"latents": ...}`; goes on with
+                the latents that it returns in a dict.
 
         Raises:
             ValueError: the numbers of prompts and images or the sizes do not fit each other.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        negative = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else list(negative_prompt)
-        references = self._references(_per_prompt(input_images, len(prompts)), max_pixels)
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        batch_size = _batch_size(prompts, prompt_embeds)
+        images = _per_prompt(input_images, batch_size)
+        if negative_prompt_embeds is not None:
+            negative_prompt = None
+        elif isinstance(negative_prompt, str):
+            negative_prompt = [negative_prompt] * batch_size
+        num_negative = _batch_size(negative_prompt, negative_prompt_embeds)
+        if num_negative != batch_size:
+            raise ValueError(f"expected a negative prompt for each of {batch_size} prompts, got {num_negative}")
+        references = self._references(images, max_pixels)
         height, width = self._size(references if align_res else [], height, width)
-        latents = self._noise(latents, len(prompts), height, width, generator)
-        no_references = [[] for _ in prompts]
-        has_references = any(references)
-        both, text_only = self._condition(prompts, references), None
-        image_only = None
+        latents = self._noise(latents, batch_size, height, width, generator)
+        both = self._condition(*self._text(prompts, prompt_embeds, prompt_embeds_mask), references)
+        text_only = image_only = None
         if text_guidance_scale > 1:
-            text_only = self._condition(negative, no_references)
-            if has_references and image_guidance_scale > 1:
-                image_only = self._condition(negative, references)
+            negative = self._text(negative_prompt, negative_prompt_embeds, negative_prompt_embeds_mask)
+            text_only = self._condition(*negative, [[]] * batch_size)
+            if any(references) and image_guidance_scale > 1:
+                image_only = self._condition(*negative, references)
 
         mu = (latents.shape[2] * latents.shape[3]) ** 0.5 / _UNSHIFTED_SIDE
         sigmas = np.linspace(1, 1 / num_inference_steps, num_inference_steps)
         self.scheduler.set_timesteps(sigmas=sigmas, mu=mu, device=latents.device)
         for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            time = 1 - (timestep / 1000).expand(len(prompts))
+            time = 1 - (timestep / 1000).expand(batch_size)
             velocity = self._velocity(latents, time, both)
             if text_only is not None and cfg_range[0] <= step / num_inference_steps <= cfg_range[1]:
                 base = self._velocity(latents, time, text_only)
@@ -168,6 +187,8 @@ class OmniGen2Pipeline(DiffusionPipeline):
                 velocity = base + image_guidance_scale * (middle - base) + text_guidance_scale * (velocity - middle)
             # The network predicts data - noise, the scheduler steps along noise - data.
             latents = self.scheduler.step(-velocity, timestep, latents, return_dict=False)[0]
+            if callback_on_step_end is not None:
+                latents = callback_on_step_end(self, step, timestep, {"latents": latents}).get("latents", latents)
         result = latents
         if output_type != "latent":
             latents = latents / self.vae.config.scaling_factor + self.vae.config.shift_factor
@@ -175,6 +196,27 @@ class OmniGen2Pipeline(DiffusionPipeline):
             result = self.image_processor.postprocess(result.float(), output_type=output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=result) if return_dict else (result,)
+
+    @torch.no_grad()
+    def encode_prompt(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Last hidden states of the language model `[B, L, D]`, and their mask `[B, L]`: right padded.
+
+        Raises:
+            ValueError: a prompt is longer than the language model was shown.
+        """
+        tokens = tokenize(self.tokenizer, prompts, "{instruction}", check_prompt_format(PROMPT_FORMAT))
+        ids, mask = (torch.from_numpy(tokens[n]).to(self._execution_device) for n in ("input_ids", "attention_mask"))
+        embeds = self.text_encoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        return embeds, mask.bool()
+
+    def _text(
+        self, prompts: Sequence[str] | None, embeds: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Embeddings for the network; no mask where nothing is padded."""
+        if embeds is None:
+            embeds, mask = self.encode_prompt(prompts)
+        mask = None if mask is None or mask.all() else mask.to(self._execution_device, torch.bool)
+        return embeds.to(self._execution_device, self.transformer.dtype), mask
 
     @property
     def _token_stride(self) -> int:
@@ -221,17 +263,15 @@ class OmniGen2Pipeline(DiffusionPipeline):
             raise ValueError(f"expected latents of shape {shape}, got {tuple(latents.shape)}")
         return latents.to(self._execution_device, torch.float32)
 
-    def _condition(self, prompts: list[str], references: list[list[Tensor]]) -> "_Condition":
-        """What the network needs of prompts and references: the same at every step."""
-        tokens = tokenize(self.tokenizer, prompts, "{instruction}", check_prompt_format(PROMPT_FORMAT))
-        ids, mask = (torch.from_numpy(tokens[n]).to(self._execution_device) for n in ("input_ids", "attention_mask"))
-        embeds = self.text_encoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        lengths = mask.sum(dim=1)
+    def _condition(self, embeds: Tensor, mask: Tensor | None, references: list[list[Tensor]]) -> "_Condition":
+        """What the network needs of texts and references: the same at every step."""
+        lengths = torch.full(embeds.shape[:1], embeds.shape[1], device=embeds.device)
+        if mask is not None:
+            lengths = mask.sum(dim=1)
         packed = None
         if any(references):
             packed = pack_images(references, lengths, self.transformer.config.patch_size)
-        end = lengths if packed is None else packed.end
-        return _Condition(embeds.to(self.transformer.dtype), mask.bool(), packed, end)
+        return _Condition(embeds, mask, packed, lengths if packed is None else packed.end)
 
     def _velocity(self, latents: Tensor, time: Tensor, condition: "_Condition") -> Tensor:
         """Data - noise, `[B, C, H, W]` float32."""
@@ -256,7 +296,7 @@ class _Condition(NamedTuple):
     """Text `[B, L, D]` with mask, references, and where the target stands `[B]`."""
 
     prompt_embeds: Tensor
-    prompt_mask: Tensor
+    prompt_mask: Tensor | None
     references: PackedImages | None
     end: Tensor
 
@@ -268,16 +308,29 @@ def default_scheduler() -> FlowMatchEulerDiscreteScheduler:
 
 def _load_scheduler(source: str) -> FlowMatchEulerDiscreteScheduler:
     """Ours as it was saved; the released layout has code beside the weights, which does as `default_scheduler`."""
-    library, _ = json.loads(Path(source, "model_index.json").read_text(encoding="utf-8"))["scheduler"]
-    if library != "diffusers":
+    config = json.loads(Path(_folder_of(source, "scheduler"), "scheduler_config.json").read_text(encoding="utf-8"))
+    if config.get("time_shift_type") is None:  # not written by diffusers' own class
         return default_scheduler()
-    return FlowMatchEulerDiscreteScheduler.from_pretrained(source, subfolder="scheduler")
+    return FlowMatchEulerDiscreteScheduler.from_config(config)
+
+
+def _load_whole(model_class: type, folder: str, **kwargs: Any) -> nn.Module:
+    """The model with all of its weights; the libraries would fill in random ones, with a warning.
+
+    Raises:
+        ValueError: some are missing.
+    """
+    model, report = model_class.from_pretrained(folder, output_loading_info=True, **kwargs)
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(f"{folder} lacks {len(missing)} weights of {model_class.__name__}, among them {missing[0]}")
+    return model
 
 
 _LOADERS = {
-    "transformer": lambda folder, dtype: OmniGen2Transformer2DModel.from_pretrained(folder, torch_dtype=dtype),
-    "vae": lambda folder, dtype: AutoencoderKL.from_pretrained(folder, torch_dtype=dtype),
-    "text_encoder": lambda folder, dtype: Qwen2_5_VLTextModel.from_pretrained(folder, dtype=dtype),
+    "transformer": lambda folder, dtype: _load_whole(OmniGen2Transformer2DModel, folder, torch_dtype=dtype),
+    "vae": lambda folder, dtype: _load_whole(AutoencoderKL, folder, torch_dtype=dtype),
+    "text_encoder": lambda folder, dtype: _load_whole(Qwen2_5_VLTextModel, folder, dtype=dtype),
     "tokenizer": lambda folder, dtype: AutoTokenizer.from_pretrained(folder),
 }
 
@@ -295,6 +348,15 @@ def _folder_of(source: str, part: str) -> str:
     raise FileNotFoundError(f"{source} has no folder {' or '.join(names)}: it is no OmniGen2 pipeline")
 
 
+def _batch_size(prompts: Sequence[str] | None, embeds: Tensor | None) -> int:
+    if (prompts is None) == (embeds is None):
+        raise ValueError(f"expected a prompt or its embeddings, got {'neither' if prompts is None else 'both'}")
+    size = len(embeds if prompts is None else prompts)
+    if size == 0:
+        raise ValueError("expected a prompt, got none")
+    return size
+
+
 def _per_prompt(images: Any, num_prompts: int) -> list[list[Image.Image]]:
     """One list of references for each prompt."""
     if images is None:
@@ -305,4 +367,7 @@ def _per_prompt(images: Any, num_prompts: int) -> list[list[Image.Image]]:
     images = [list(sample) for sample in images]
     if len(images) != num_prompts:
         raise ValueError(f"expected one list of images for each of {num_prompts} prompts, got {len(images)}")
+    for image in (image for sample in images for image in sample):
+        if not isinstance(image, Image.Image):
+            raise ValueError(f"expected PIL images, got {type(image).__name__}")
     return images
