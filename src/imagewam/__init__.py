@@ -11,6 +11,10 @@ _PUBLIC = {
     "ImageWAMForActionPrediction": "modeling.modeling_imagewam",
     "ImageWAMTrainer": "training",
     "ImageWAMTrainingArguments": "training",
+    "OmniGen2Pipeline": "modeling.editing_pipelines.omnigen2",
+    "OmniGen2Transformer2DModel": "modeling.transformers.omnigen2",
+    "OvisU1Pipeline": "modeling.editing_pipelines.ovis_u1",
+    "OvisU1Transformer2DModel": "modeling.transformers.ovis_u1",
 }
 __all__ = sorted(_PUBLIC)
 
