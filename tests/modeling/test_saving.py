@@ -237,6 +237,7 @@ def test_lora_trains_the_editing_transformer_and_merges(make_policy, batch, obse
     blocks = policy.backbone.attention_layers
     expected = {
         "flux2-klein": 12 + 2 * 2,  # one double block, two single ones
+        "flux2-klein-kv": 12 + 2 * 2,
         "omnigen2": 7 * len(blocks),
         "ovis-u1": 2 * 16 + 2 * 5,
     }
@@ -274,3 +275,16 @@ def test_one_frozen_part_can_be_saved_and_the_other_referred_to(make_policy, tmp
     assert references["vae"]["repo"] is None and references["text_encoder"]["repo"] == REPO
     with pytest.raises(ValueError, match=r"not \['tokenizer'\]"):
         policy.save_pretrained(tmp_path / "policy", save_frozen=["tokenizer"])
+
+
+def test_a_frozen_part_that_lacks_weights_is_an_error(make_policy, observation, tmp_path):
+    make_policy().save_pretrained(tmp_path, save_frozen=True)
+    for folder in ("vae", "text_encoder"):
+        file = next((tmp_path / "frozen" / folder).glob("*.safetensors"))
+        weights = load_file(file)
+        removed = sorted(name for name in weights if name.endswith("norm.weight") or "conv_in" in name)[0]
+        tensor = weights.pop(removed)
+        save_file(weights, file, metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=f"the frozen {folder} at .* lacks 1 weights such as {removed}"):
+            ImageWAMForActionPrediction.from_pretrained(tmp_path).predict_action(**observation)
+        save_file(weights | {removed: tensor}, file, metadata={"format": "pt"})

@@ -1,4 +1,4 @@
-"""FLUX.2: klein (Qwen3 text encoder, no guidance) and dev (Mistral 3, embedded guidance).
+"""FLUX.2: klein (Qwen3 text encoder, no guidance), klein-KV and dev (Mistral 3, embedded guidance).
 
 Tokens are [instruction, state | reference image] in the context and the target image in the second call. Positions
 are 4-D (time, row, column, text index): text (0, 0, 0, i), reference (10, r, c, 0), target (0, r, c, 0), action
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLFlux2, DiffusionPipeline, Flux2KleinPipeline, Flux2Transformer2DModel
+from diffusers.models.transformers.transformer_flux2 import Flux2KVAttnProcessor, Flux2KVParallelSelfAttnProcessor
 from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
 from torch import Tensor, nn
 from transformers import Mistral3ForConditionalGeneration, Qwen3ForCausalLM
@@ -152,6 +153,28 @@ class Flux2KleinBackbone(EditingBackbone):
     def _ids(self, ids: Tensor) -> Tensor:
         """Positions in the dtype that the RoPE tables are computed in; diffusers' own tables take integers."""
         return ids.to(self.transformer.dtype) if self.config.backbone["rope_dtype"] == "model" else ids
+
+
+@register_family
+class Flux2KleinKVBackbone(Flux2KleinBackbone):
+    """`Flux2KleinKVPipeline`: FLUX.2 klein, trained so that keys of a reference outlive a denoising step.
+
+    The weights are served as those of klein: [instruction, state, reference] is one context at `context_timestep`.
+    They were trained otherwise: references see references only, at t = 0; text sees everything, the target too, at the
+    target's time. So here a reference meets text that it never saw, and text neither sees the target nor, unless
+    `context_timestep` is "target", has its time. `context_timestep` 0 gives references the time they were trained at.
+    """
+
+    family = "flux2-klein-kv"
+    pipeline_classes = ("Flux2KleinKVPipeline",)
+
+    def prepare_transformer(self) -> None:
+        """Give up the pipeline's own cache: its attention processors may attend twice per layer."""
+        super().prepare_transformer()
+        for module in self.transformer.modules():
+            own = getattr(module, "processor", None)
+            if isinstance(own, (Flux2KVAttnProcessor, Flux2KVParallelSelfAttnProcessor)):
+                module.set_processor(module._default_processor_cls())
 
 
 @register_family
