@@ -38,7 +38,7 @@ class FrozenParts:
         """The frozen part, loaded now if this is its first use.
 
         Raises:
-            ValueError: the checkpoint does not say where the part is.
+            ValueError: the checkpoint does not say where the part is, or it lacks weights.
             OSError: the part is not there, or cannot be read.
         """
         if name not in self.frozen:
@@ -51,9 +51,13 @@ class FrozenParts:
                 )
             location = resolve_reference(reference, self.config)
             try:
-                module = self.frozen_loaders[name].from_pretrained(**location, torch_dtype=self._parameter().dtype)
+                module, info = self.frozen_loaders[name].from_pretrained(
+                    **location, torch_dtype=self._parameter().dtype, output_loading_info=True
+                )
             except SafetensorError as error:
                 raise OSError(f"the frozen {name} at {location} is corrupt or truncated: {error}") from error
+            if missing := sorted(info["missing_keys"]):  # the libraries would only warn, and draw them at random
+                raise ValueError(f"the frozen {name} at {location} lacks {len(missing)} weights such as {missing[0]}")
             self.attach_frozen(name, align_weights(module).to(self._parameter().device))
         return self.frozen[name]
 

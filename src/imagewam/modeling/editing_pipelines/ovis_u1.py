@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import snapshot_download
 from PIL import Image, ImageOps
@@ -222,10 +221,10 @@ class OvisU1Pipeline(DiffusionPipeline):
         return tokens, (rows // _PATCH, columns // _PATCH)
 
     def _set_timesteps(self, num_steps: int, num_tokens: int) -> None:
+        """μ grows linearly with the number of tokens, through the scheduler's two points."""
         shift = self.scheduler.config
-        mu = calculate_shift(
-            num_tokens, shift.base_image_seq_len, shift.max_image_seq_len, shift.base_shift, shift.max_shift
-        )
+        along = (num_tokens - shift.base_image_seq_len) / (shift.max_image_seq_len - shift.base_image_seq_len)
+        mu = shift.base_shift + along * (shift.max_shift - shift.base_shift)
         sigmas = np.linspace(1, 1 / num_steps, num_steps)
         self.scheduler.set_timesteps(sigmas=sigmas, mu=mu, device=self._execution_device)
 
