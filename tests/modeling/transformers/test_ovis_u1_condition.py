@@ -7,6 +7,7 @@ from PIL import Image
 from safetensors import safe_open
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from imagewam.modeling.image_levels import resize_levels
 from imagewam.modeling.transformers.ovis_u1_condition import (
     IMAGE_BEGIN_ID,
     IMAGE_END_ID,
@@ -14,12 +15,7 @@ from imagewam.modeling.transformers.ovis_u1_condition import (
     OvisU1ConditionConfig,
     OvisU1ConditionEncoder,
 )
-from imagewam.modeling.transformers.ovis_u1_vision import (
-    OvisU1VisionConfig,
-    prepare_pixels,
-    resize_levels,
-    resized_size,
-)
+from imagewam.modeling.transformers.ovis_u1_vision import OvisU1VisionConfig, prepare_pixels, resized_size
 
 IMAGE = [IMAGE_BEGIN_ID, IMAGE_ID, IMAGE_END_ID]
 TINY_TEXT = {

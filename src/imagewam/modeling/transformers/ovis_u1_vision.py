@@ -13,6 +13,8 @@ from transformers.models.aimv2.modeling_aimv2 import Aimv2RMSNorm
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
+from ..image_levels import resize_levels, to_levels
+
 _MAX_ASPECT_RATIO = 200
 _ROPE_THETA = 10000.0
 
@@ -78,21 +80,11 @@ def prepare_pixels(pixel_values: Tensor, config: OvisU1VisionConfig) -> Tensor:
     Returns:
         `[B, 3, H', W']` float32, sides multiples of `patch_size * merge_size`.
     """
-    levels = ((pixel_values.float() + 1) * 127.5).round().clamp(0, 255)
+    levels = to_levels(pixel_values)
     for size in resized_size(*pixel_values.shape[-2:], config):
         levels = resize_levels(levels, size)
     mean, std = (levels.new_tensor(values)[:, None, None] for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
     return (levels / 255 - mean) / std
-
-
-def resize_levels(levels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bicubic resize of whole numbers 0..255, `[B, C, H, W]` float, as Pillow does it: one axis after the other, the
-    width first, rounded to whole numbers (halves up) after each."""
-    for shape in ((levels.shape[-2], size[1]), size):
-        if levels.shape[-2:] != shape:
-            resized = functional.interpolate(levels, shape, mode="bicubic", antialias=True)
-            levels = (resized + 0.5).floor().clamp(0, 255)
-    return levels
 
 
 class OvisU1VisionAttention(nn.Module):
