@@ -8,6 +8,7 @@ import torch
 
 from .. import ImageWAMConfig, ImageWAMForActionPrediction, ImageWAMProcessor
 from ..data.lerobot_dataset import LeRobotDataset
+from ..modeling.backbones import get_family
 from .options import parse_options
 
 Rows = list[tuple[str, str]]
@@ -54,7 +55,7 @@ def policy_rows(path: str) -> Rows:
 
 def variant_rows(config: ImageWAMConfig) -> Rows:
     return [
-        ("backbone", config.backbone["family"]),
+        ("backbone", f"{config.backbone['family']}, tier {get_family(config.backbone['family']).tier}"),
         ("edit mode", f"{config.edit_mode}, time {config.edit_timestep:g}, context time {config.context_timestep}"),
         ("losses", f"{config.action_loss_weight:g} action + {config.image_loss_weight:g} image"),
         ("inference", f"{config.num_inference_steps} Euler steps, shift {config.time_shift:g}"),

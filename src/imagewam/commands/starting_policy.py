@@ -60,7 +60,7 @@ def new_policy(data: DataOptions, options: PolicyOptions, dataset: LeRobotDatase
         revision=options.pipeline_revision,
         dtype=dtype,
         preset=options.preset or "paper",
-        weight_copy=options.weight_copy or "per_segment",
+        weight_copy=options.weight_copy or "auto",
         backbone_options=options.backbone(),
         action_dim=dataset.action_dim,
         state_dim=dataset.state_dim,

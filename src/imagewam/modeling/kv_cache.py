@@ -39,6 +39,7 @@ class KVCache:
         spans: which keys are which, e.g. `{"text": slice(0, 33), "image": slice(33, 425)}`.
         image_grid: (rows, columns) of the image tokens.
         pooled: `[B, D]`, what a family's later calls need of the text besides its keys; None for most.
+        conditions: what the target call of a network without a target-free context needs: all of the observation.
     """
 
     layers: tuple[LayerKV, ...] = ()
@@ -46,6 +47,7 @@ class KVCache:
     spans: dict[str, slice] = field(default_factory=dict)
     image_grid: tuple[int, int] | None = None
     pooled: Tensor | None = None
+    conditions: dict[str, Tensor | None] = field(default_factory=dict)
 
     @property
     def num_tokens(self) -> int:
@@ -70,6 +72,7 @@ class KVCache:
             spans=self.spans | {k: slice(s.start + offset, s.stop + offset) for k, s in other.spans.items()},
             image_grid=self.image_grid,
             pooled=self.pooled,
+            conditions=self.conditions,
         )
 
 

@@ -19,13 +19,13 @@ from huggingface_hub import CommitInfo
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from ..atomic import atomic_folder
 from ..configuration_imagewam import ImageWAMConfig
 from ..upload import upload_saved
 from . import flow_matching as flow
-from .backbones import family_of_pipeline, get_family
+from .backbones import EditingBackbone, family_of_pipeline, get_family
 from .frozen_parts import save_frozen_part
 from .kv_cache import KVCache
 from .memory import align_weights
@@ -42,6 +42,14 @@ ATTENTION_BACKENDS = {
 }
 
 Grid = tuple[int, int]
+
+logger = logging.get_logger(__name__)
+
+TIERS = {
+    "A": "its own context sees no target",
+    "B": "its context is kept from seeing the target by the tap",
+    "C": "features only, there is no context without a target: actions see the keys of the noisy canvas",
+}
 
 
 @dataclass
@@ -261,6 +269,11 @@ class ImageWAMForActionPrediction(PreTrainedModel):
             output_attentions: also return attention weights.
             **inputs: as for `encode_context`.
         """
+        if output_attentions and not self.backbone.aligned_keys:
+            raise ValueError(
+                f"no attentions from {self.backbone.family}: its layers have grids of tokens of their own, "
+                "so that the same key means another place in each"
+            )
         if context is None:
             context = self.encode_context(**inputs)
         if self.config.edit_mode == "denoise" and "target" not in context.spans:
@@ -512,7 +525,7 @@ class ImageWAMForActionPrediction(PreTrainedModel):
         if name not in ATTENTION_BACKENDS:
             raise ValueError(f"attn_implementation is one of {sorted(ATTENTION_BACKENDS)}, got {name!r}")
         backend = ATTENTION_BACKENDS[name] and AttentionBackendName(ATTENTION_BACKENDS[name])
-        self.backbone.tap.set_attention_backend(backend)
+        self.backbone.set_attention_backend(backend)
         self.action_expert.set_attention_backend(backend)
 
     # LoRA
@@ -540,38 +553,47 @@ class ImageWAMForActionPrediction(PreTrainedModel):
         revision: str | None = None,
         dtype: torch.dtype | str | None = None,
         preset: str = "paper",
-        weight_copy: str | None = "per_segment",
+        weight_copy: str | None = "auto",
         backbone_options: dict[str, Any] | None = None,
         **config_kwargs: Any,
     ) -> "ImageWAMForActionPrediction":
         """A policy on a diffusers editing pipeline: its transformer, its frozen parts, a weight-copied action expert.
+
+        The log tells the family and its tier: "A" and "B" read the observation before there is a target, "C" sees it
+        in the keys of the noisy canvas only.
 
         Args:
             pipeline: the pipeline (the policy takes over its transformer object), or the folder or hub repo of one.
             revision: of the repo.
             dtype: of the policy and its frozen parts; what the pipeline has, or float32, by default.
             preset: `"paper"` or `"published"`, see `ImageWAMConfig.from_preset`.
-            weight_copy: how the action expert starts: `"per_segment"`, `"one_axis"` (the published way), or None for
-                fresh weights.
+            weight_copy: how the action expert starts: `"per_segment"`, `"one_axis"` (the published way), None for
+                fresh weights, or `"auto"`: per segment where the expert has the form of the editing blocks, else
+                fresh.
             backbone_options: the family's own options, e.g. `{"rope_dtype": "model"}`.
             **config_kwargs: `action_dim`, `state_dim`, `action_horizon` and the rest of `ImageWAMConfig`.
+
+        Raises:
+            ValueError: no family serves the pipeline (the message says why), or its family cannot do what is asked.
         """
-        if weight_copy not in ("per_segment", "one_axis", None):
-            raise ValueError(f"weight_copy is 'per_segment', 'one_axis' or None, got {weight_copy!r}")
+        if weight_copy not in ("auto", "per_segment", "one_axis", None):
+            raise ValueError(f"weight_copy is 'auto', 'per_segment', 'one_axis' or None, got {weight_copy!r}")
         dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         source = getattr(pipeline, "name_or_path", None)
         family = family_of_pipeline(pipeline, revision)
+        weight_copy = _weight_copy(family, weight_copy)
         if isinstance(pipeline, (str, os.PathLike)):
             source = str(pipeline)
             pipeline = family.load_pipeline(source, revision, dtype)
-            for module in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
+            for module in (getattr(pipeline, family.denoiser), pipeline.vae, pipeline.text_encoder):
                 align_weights(module)
+        transformer = getattr(pipeline, family.denoiser)
         backbone = {**family.backbone_config(pipeline), **(backbone_options or {})}
-        policy = cls(ImageWAMConfig.from_preset(preset, backbone=backbone, **config_kwargs), pipeline.transformer)
+        policy = cls(ImageWAMConfig.from_preset(preset, backbone=backbone, **config_kwargs), transformer)
         if weight_copy is not None:
             per_segment = weight_copy == "per_segment"
-            copy_editing_weights(policy.action_expert, pipeline.transformer, per_segment=per_segment)
-        policy.to(pipeline.transformer.device, pipeline.transformer.dtype)
+            copy_editing_weights(policy.action_expert, transformer, per_segment=per_segment)
+        policy.to(transformer.device, transformer.dtype)
         policy.backbone.attach_pipeline(pipeline, source, revision)
         return policy if dtype is None else policy.to(dtype)
 
@@ -669,3 +691,18 @@ class ImageWAMForActionPrediction(PreTrainedModel):
             save_frozen_part(self.backbone.frozen_part(name), os.path.join(folder, "frozen", name))
             references[name] = {"repo": None, "subfolder": f"frozen/{name}", "revision": None}
         return references
+
+
+def _weight_copy(family: type[EditingBackbone], asked: str | None) -> str | None:
+    """How the action expert starts on this family, said in the log with the family's tier."""
+    if asked not in ("auto", None) and not family.copies_weights:
+        raise ValueError(
+            f"the action expert of {family.family} has not the form of its editing blocks and cannot start as a copy "
+            f"of them: expected weight_copy 'auto' or None, got {asked!r}"
+        )
+    if asked == "auto":
+        asked = "per_segment" if family.copies_weights else None
+    start = "fresh weights" if asked is None else f"editing weights, {asked}"
+    tell = logger.info if family.copies_weights else logger.warning
+    tell(f"{family.family}: tier {family.tier}, {TIERS[family.tier]}. The action expert starts with {start}.")
+    return asked

@@ -78,7 +78,8 @@ class ActionExpert(nn.Module, ABC):
             actions: `[B, H, action_dim]` noisy, normalised.
             timestep: `[B]` action time in [0, 1], in the backbone's convention.
             context: one entry per layer.
-            rotary_emb: (cos, sin) of the action tokens, each `[H, head_dim]`.
+            rotary_emb: (cos, sin) of the action tokens, each `[H, head_dim]`; a layer with smaller heads than others
+                takes the first columns.
             output_attentions: also return each tapped layer's attention from actions to context keys,
                 `[B, heads, H, S]`; keys that the layer does not have get 0.
 
@@ -173,6 +174,7 @@ class ContextAttention(nn.Module):
     def attend(self, query, key, value, rotary_emb, context: LayerKV, mask: Tensor | None, output_attentions: bool):
         """`[B, H, heads · head_dim]` projections -> the same shape, and a list of at most one `[B, heads, H, S]`."""
         query, key, value = (x.unflatten(-1, (-1, self.geometry.head_dim)) for x in (query, key, value))
+        rotary_emb = tuple(table[..., : self.geometry.head_dim] for table in rotary_emb)
         query = apply_rotary_emb(self.norm_q(query), rotary_emb, sequence_dim=1)
         key = apply_rotary_emb(self.norm_k(key), rotary_emb, sequence_dim=1)
         key = torch.cat([context.key.to(key.dtype), key], dim=1)

@@ -3,16 +3,18 @@
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModularPipeline
+from diffusers.models.attention_dispatch import AttentionBackendName
 from torch import Tensor, nn
 
 from ...configuration_imagewam import ImageWAMConfig
 from ..action_expert import ActionExpert, AttentionGeometry, Flux2ActionExpert
 from ..frozen_parts import FrozenParts, reference_to
 from ..kv_cache import KVCache, KVTap
+from .unsupported import reason_against
 
 
 @dataclass
@@ -49,11 +51,20 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
 
     family: ClassVar[str]
     pipeline_classes: ClassVar[tuple[str, ...]]
+    # "A": the network itself was trained with a context that sees no target; "B": it gets one through the tap; "C": it
+    # has none, and actions see the keys of the noisy canvas (`features.py`).
+    tier: ClassVar[Literal["A", "B", "C"]] = "B"
+    # Name of the network among the pipeline's components.
+    denoiser: ClassVar[str] = "transformer"
+    # Whether the i-th key is the same token in all layers (or the last keys are, see `KVCache.layers`).
+    aligned_keys: ClassVar[bool] = True
     # Whether instruction embeddings depend on the current image: nothing made of them outlives the observation.
     text_sees_image: ClassVar[bool] = False
     # How the processor words an instruction for this family's text encoder.
     default_prompt_format: ClassVar[dict[str, Any]]
     action_expert_class: ClassVar[type[ActionExpert]] = Flux2ActionExpert
+    # Whether the action expert has the form of the editing blocks, so that it can start as a copy of them.
+    copies_weights: ClassVar[bool] = True
     # Width of the action expert where the config names none.
     action_hidden_size: ClassVar[int] = 1024
     # Regular expression over the policy's module names: where LoRA adapters go.
@@ -212,6 +223,10 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
         cache.spans, cache.image_grid = call.spans, context.image_grid
         return self.velocity(output), cache
 
+    def set_attention_backend(self, backend: AttentionBackendName | None) -> None:
+        """diffusers attention backend of the tapped layers; None for diffusers' own choice."""
+        self.tap.set_attention_backend(backend)
+
     # From and to pipelines
 
     @classmethod
@@ -226,7 +241,7 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
     @classmethod
     def backbone_config(cls, pipeline: DiffusionPipeline) -> dict[str, Any]:
         """`config.backbone` for this pipeline."""
-        return {"family": cls.family, "transformer": dict(pipeline.transformer.config)}
+        return {"family": cls.family, "transformer": dict(getattr(pipeline, cls.denoiser).config)}
 
     def attach_pipeline(self, pipeline: DiffusionPipeline, source: str | None, revision: str | None) -> None:
         """Take over the pipeline's frozen parts and remember where they come from."""
@@ -256,6 +271,17 @@ def get_family(name: str) -> type[EditingBackbone]:
     return _FAMILIES[name]
 
 
+def _class_name(source: str | os.PathLike, revision: str | None) -> str:
+    """Class of the pipeline in a folder or hub repo, whole or modular."""
+    try:
+        return DiffusionPipeline.load_config(source, revision=revision)["_class_name"]
+    except OSError as error:
+        try:
+            return ModularPipeline.load_config(source, revision=revision)["_class_name"]
+        except OSError:
+            raise error from None
+
+
 def family_of_pipeline(
     pipeline: DiffusionPipeline | str | os.PathLike, revision: str | None = None
 ) -> type[EditingBackbone]:
@@ -265,11 +291,11 @@ def family_of_pipeline(
         ValueError: no family serves it.
         OSError: there is no pipeline.
     """
-    if isinstance(pipeline, DiffusionPipeline):
+    if isinstance(pipeline, (DiffusionPipeline, ModularPipeline)):
         name = type(pipeline).__name__
     else:
         try:
-            name = DiffusionPipeline.load_config(pipeline, revision=revision)["_class_name"]
+            name = _class_name(pipeline, revision)
         except OSError as error:
             raise OSError(
                 f"{pipeline} holds no editing pipeline: {error}\n(Ovis-U1 is published as one checkpoint; "
@@ -278,5 +304,10 @@ def family_of_pipeline(
     for family in _FAMILIES.values():
         if name in family.pipeline_classes:
             return family
-    known = sorted(c for family in _FAMILIES.values() for c in family.pipeline_classes)
-    raise ValueError(f"no editing family serves {name}; known pipelines: {', '.join(known)}")
+    known = ", ".join(sorted(supported_pipelines()))
+    raise ValueError(f"no editing family serves {name}: {reason_against(name)}; supported pipelines: {known}")
+
+
+def supported_pipelines() -> dict[str, str]:
+    """Class name of every pipeline that a policy can be built on -> its family."""
+    return {name: family.family for family in _FAMILIES.values() for name in family.pipeline_classes}

@@ -1,0 +1,83 @@
+"""Tier C: networks whose reference image shares the noisy canvas, so that there is no context without a target.
+
+Actions see the keys and values of one call over the canvas at the image time (τ* at inference). What holds for other
+families and not here: a context cannot be kept while a target is denoised, `edit_mode="prefix"` and a context time of
+its own mean nothing, and the action expert cannot start as a copy of the editing blocks.
+"""
+
+from abc import abstractmethod
+
+from torch import Tensor
+
+from ...configuration_imagewam import ImageWAMConfig
+from ..kv_cache import KVCache, LayerKV
+from .base import EditingBackbone
+
+
+class FeatureBackbone(EditingBackbone):
+    """A family whose `encode_context` makes no call: it only hands the observation on, with no keys.
+
+    A subclass's `target_call` reads `context.conditions`: `prompt_embeds` `[B, L, text_dim]`, `prompt_mask` `[B, L]`
+    bool or None, and `image_latents` `[B, N, C]`.
+
+    Raises:
+        ValueError: the config asks for actions that attend to a context only, or for a context with a time of its own.
+    """
+
+    tier = "C"
+    copies_weights = False
+
+    def __init__(self, config: ImageWAMConfig, transformer=None):
+        _check_that_the_canvas_is_all(config)
+        super().__init__(config, transformer)
+
+    @abstractmethod
+    def velocity_of(self, output: Tensor, target_latents: Tensor, timestep: Tensor) -> Tensor:
+        """The network's output as ε - x.
+
+        Args:
+            target_latents: `[B, N, C]` noisy, what the network was given.
+            timestep: `[B]`.
+        """
+
+    def context_call(self, prompt_embeds, prompt_mask, image_latents, image_grid, timestep):
+        raise TypeError(f"{self.family} has no call without a target: its reference shares the target's canvas")
+
+    def encode_context(self, prompt_embeds, prompt_attention_mask, image_latents, image_grid, timestep) -> KVCache:
+        """No keys, and the observation for the call over the canvas. `timestep` modulates nothing here."""
+        no_keys = [
+            image_latents.new_zeros(len(image_latents), 0, g.num_kv_heads, g.head_dim, dtype=self.transformer.dtype)
+            for g in self.attention_layers
+        ]
+        conditions = {
+            "prompt_embeds": prompt_embeds,
+            "prompt_mask": prompt_attention_mask,
+            "image_latents": image_latents,
+        }
+        layers = tuple(LayerKV(empty, empty) for empty in no_keys)
+        return KVCache(layers, image_grid=image_grid, conditions=conditions)
+
+    def predict_velocity(self, target_latents, timestep, context, capture=False) -> tuple[Tensor, KVCache]:
+        """u(z_t, t | o, l), and with `capture` the keys of the canvas, in which the observation is mixed in."""
+        call, cache = self.target_call(target_latents, timestep, context), KVCache(image_grid=context.image_grid)
+        if capture:
+            with self.tap.capture(key_mask=call.key_mask) as cache:
+                output = self.transformer(**call.kwargs, return_dict=False)[0]
+            cache.spans, cache.image_grid = call.spans, context.image_grid
+        else:
+            output = self.transformer(**call.kwargs, return_dict=False)[0]
+        return self.velocity_of(output, target_latents, timestep), cache
+
+
+def _check_that_the_canvas_is_all(config: ImageWAMConfig) -> None:
+    family = config.backbone["family"]
+    if config.edit_mode != "denoise":
+        raise ValueError(
+            f"{family} has no context without a target, its reference shares the target's canvas: "
+            f"expected edit_mode 'denoise', got {config.edit_mode!r}"
+        )
+    if config.context_timestep != "target":
+        raise ValueError(
+            f"{family} has no context tokens that a time of their own could modulate: "
+            f"expected context_timestep 'target', got {config.context_timestep!r}"
+        )

@@ -1,0 +1,87 @@
+"""Why a policy cannot be built on other diffusers pipelines that take a prompt and an image.
+
+A pipeline stands either here or in `pipeline_classes` of a registered family, never in both: the tests walk all
+pipelines of the installed diffusers.
+"""
+
+_NOT_BUILT = "it edits images, but its family is not built yet"
+_UNKNOWN = "nobody has looked at it yet (docs/adding_a_family.md tells how to add a family)"
+
+# Reason -> class names. A class that only inherits its `__call__` stands here by its own name all the same.
+_CLASSES: dict[str, str] = {
+    f"{_NOT_BUILT}: token-concat transformer (tier B)": """
+        BriaFiboEditPipeline FluxKontextPipeline JoyImageEditPipeline JoyImageEditPlusPipeline LongCatImageEditPipeline
+        QwenImageEditPipeline QwenImageEditPlusPipeline ZImageOmniPipeline
+    """,
+    f"{_NOT_BUILT}: its own context sees no target (tier A)": """
+        BriaFibo2Pipeline Flux3DistilledModularPipeline Flux3ModularPipeline OmniGenPipeline QwenImage21Pipeline
+    """,
+    f"{_NOT_BUILT}: its references see themselves only, the instruction stays with the target": """
+        GlmImagePipeline
+    """,
+    f"{_NOT_BUILT}: the reference is concatenated to the canvas (tier C, features only)": """
+        ChronoEditPipeline DreamLiteMobilePipeline DreamLitePipeline FluxControlPipeline Kandinsky5I2IPipeline
+        VisualClozeGenerationPipeline VisualClozePipeline
+    """,
+    f"{_NOT_BUILT}: features only (tier C), and its UNet also takes pooled text and image sizes": """
+        StableDiffusionXLInstructPix2PixPipeline
+    """,
+    "it takes one picture apart into layers, and so has several targets": "QwenImageLayeredPipeline",
+    "it starts from a noised image: its network is a text-to-image one that never sees the image itself": """
+        AltDiffusionImg2ImgPipeline AmusedImg2ImgPipeline ChromaImg2ImgPipeline CycleDiffusionPipeline
+        FluxImg2ImgPipeline IFImg2ImgPipeline Kandinsky3Img2ImgPipeline KandinskyImg2ImgCombinedPipeline
+        KandinskyImg2ImgPipeline KandinskyV22Img2ImgCombinedPipeline KolorsImg2ImgPipeline
+        LatentConsistencyModelImg2ImgPipeline QwenImageImg2ImgPipeline SanaSprintImg2ImgPipeline
+        StableDiffusion3Img2ImgPipeline StableDiffusion3PAGImg2ImgPipeline StableDiffusionDepth2ImgPipeline
+        StableDiffusionDiffEditPipeline StableDiffusionImg2ImgPipeline StableDiffusionPAGImg2ImgPipeline
+        StableDiffusionXLImg2ImgPipeline StableDiffusionXLPAGImg2ImgPipeline ZImageImg2ImgPipeline
+    """,
+    "it fills a mask, and a future frame has none": """
+        AmusedInpaintPipeline ChromaInpaintPipeline Flux2KleinInpaintPipeline FluxControlInpaintPipeline
+        FluxControlNetInpaintPipeline FluxFillPipeline FluxInpaintPipeline FluxKontextInpaintPipeline
+        IFInpaintingPipeline IFInpaintingSuperResolutionPipeline KandinskyInpaintCombinedPipeline
+        KandinskyInpaintPipeline KandinskyV22InpaintCombinedPipeline QwenImageControlNetInpaintPipeline
+        QwenImageEditInpaintPipeline QwenImageInpaintPipeline StableDiffusion3ControlNetInpaintingPipeline
+        StableDiffusion3InpaintPipeline StableDiffusionControlNetInpaintPipeline
+        StableDiffusionControlNetPAGInpaintPipeline StableDiffusionGLIGENPipeline
+        StableDiffusionGLIGENTextImagePipeline StableDiffusionInpaintPipeline StableDiffusionInpaintPipelineLegacy
+        StableDiffusionPAGInpaintPipeline StableDiffusionXLControlNetInpaintPipeline
+        StableDiffusionXLControlNetUnionInpaintPipeline StableDiffusionXLInpaintPipeline
+        StableDiffusionXLPAGInpaintPipeline ZImageControlNetInpaintPipeline ZImageInpaintPipeline
+    """,
+    "its image is a control map (edges, depth, pose) that steers a text-to-image network": """
+        BlipDiffusionControlNetPipeline CogView4ControlPipeline FluxControlImg2ImgPipeline
+        FluxControlNetImg2ImgPipeline FluxControlNetPipeline HunyuanDiTControlNetPipeline QwenImageControlNetPipeline
+        SanaControlNetPipeline StableDiffusion3ControlNetPipeline StableDiffusionAdapterPipeline
+        StableDiffusionControlNetImg2ImgPipeline StableDiffusionControlNetPAGPipeline StableDiffusionControlNetPipeline
+        StableDiffusionControlNetXSPipeline StableDiffusionXLAdapterPipeline StableDiffusionXLControlNetImg2ImgPipeline
+        StableDiffusionXLControlNetPAGImg2ImgPipeline StableDiffusionXLControlNetPAGPipeline
+        StableDiffusionXLControlNetPipeline StableDiffusionXLControlNetUnionImg2ImgPipeline
+        StableDiffusionXLControlNetUnionPipeline StableDiffusionXLControlNetXSPipeline ZImageControlNetPipeline
+    """,
+    "it sharpens an image that is already there": """
+        HunyuanImageRefinerPipeline IFImg2ImgSuperResolutionPipeline IFSuperResolutionPipeline
+        StableDiffusionLatentUpscalePipeline StableDiffusionUpscalePipeline
+    """,
+    "its network sees an image as one embedding, without places": """
+        BlipDiffusionPipeline FluxPriorReduxPipeline KandinskyV22PriorEmb2EmbPipeline StableCascadeCombinedPipeline
+        StableCascadePriorPipeline StableUnCLIPImg2ImgPipeline UniDiffuserPipeline VersatileDiffusionDualGuidedPipeline
+    """,
+    "it makes a video: many frames per step and no single edited one": """
+        CogVideoXImageToVideoPipeline Cosmos2VideoToWorldPipeline Cosmos2_5_PredictBasePipeline Cosmos3OmniPipeline
+        CosmosVideoToWorldPipeline EasyAnimateControlPipeline HeliosPipeline HeliosPyramidPipeline
+        HunyuanSkyreelsImageToVideoPipeline HunyuanVideo15ImageToVideoPipeline HunyuanVideoFramepackPipeline
+        HunyuanVideoImageToVideoPipeline I2VGenXLPipeline Kandinsky5I2VPipeline Kandinsky6TI2VAPipeline
+        LTX2ImageToVideoPipeline LTXConditionPipeline LTXI2VLongMultiPromptPipeline LTXImageToVideoPipeline
+        LucyEditPipeline MotifVideoImage2VideoPipeline PIAPipeline SanaImageToVideoPipeline SanaWMPipeline
+        SkyReelsV2DiffusionForcingImageToVideoPipeline SkyReelsV2ImageToVideoPipeline WanAnimatePipeline
+        WanImageToVideoPipeline WanVACEPipeline
+    """,
+    "it answers in text": "DiffusionGemmaPipeline",
+}
+UNSUPPORTED: dict[str, str] = {name: reason for reason, names in _CLASSES.items() for name in names.split()}
+
+
+def reason_against(pipeline_class: str) -> str:
+    """Why no policy can be built on the pipelines of this class name."""
+    return UNSUPPORTED.get(pipeline_class, _UNKNOWN)
