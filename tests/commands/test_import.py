@@ -10,7 +10,7 @@ from imagewam import ImageWAMForActionPrediction, ImageWAMProcessor
 from imagewam.cli import main
 from imagewam.hub import convert_published_checkpoint
 from imagewam.hub.published_contracts import published_contract
-from published_format import published_content, tiny_policy, token_inputs, write_published
+from published_format import BACKBONES, published_content, tiny_policy, token_inputs, write_published
 from tiny_families import FAMILIES
 
 INSTRUCTION = "open the drawer"
@@ -50,7 +50,7 @@ def error_of(*words):
     return str(caught.value.code)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", BACKBONES)
 def test_a_published_folder_becomes_a_policy_that_runs_by_itself(published, base, tmp_path, capsys, family):
     settings = {"pack_proprio_after_text": True}
     source = published(family, settings)
