@@ -1,21 +1,18 @@
 """One file per editing family."""
 
-from . import bria_fibo_edit, flux2, flux3, instruct_pix2pix, omnigen2, ovis_u1, qwen_image_edit
+from . import flux2, instruct_pix2pix, omnigen2, ovis_u1
 from .base import EditingBackbone, family_of_pipeline, get_family, register_family, supported_pipelines
 from .unsupported import UNSUPPORTED
 
 __all__ = [
     "UNSUPPORTED",
     "EditingBackbone",
-    "bria_fibo_edit",
     "family_of_pipeline",
     "flux2",
-    "flux3",
     "get_family",
     "instruct_pix2pix",
     "omnigen2",
     "ovis_u1",
-    "qwen_image_edit",
     "register_family",
     "supported_pipelines",
 ]
