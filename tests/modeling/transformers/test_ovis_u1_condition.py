@@ -119,12 +119,15 @@ def test_the_published_networks_numbers_are_reproduced(reference, reference_enco
     at = ids[0].tolist().index(IMAGE_ID)
     spread = torch.cat([ids[:, :at], torch.full((1, words.shape[1]), IMAGE_ID), ids[:, at + 1 :]], dim=1)
     embeds = reference_encoder.embed(spread, words)
+    error = (embeds[0] - tensors["mid.inputs_embeds"][row]).abs().max()
+    print(f"embeddings: largest error {error:.1e}")
     torch.testing.assert_close(embeds[0], tensors["mid.inputs_embeds"][row], atol=1e-6, rtol=0)
     reference_encoder.visual_tokenizer.forward = lambda pixel_values: words
     try:
         conditions, _ = reference_encoder(ids, torch.ones_like(ids), torch.zeros(1, 3, 1, 1))
     finally:
         del reference_encoder.visual_tokenizer.forward
+    print(f"conditions: largest error {(conditions[0] - tensors['out.cond'][row]).abs().max():.1e}")
     torch.testing.assert_close(conditions[0], tensors["out.cond"][row], atol=1e-4, rtol=0)
 
 

@@ -61,6 +61,7 @@ def test_computes_what_the_published_decoder_computes(published, case):
     model, tensors = published
     expected = tensors[f"{case}.out"]
     output = model(**published_inputs(tensors, case)).sample[:, : expected.shape[1]]
+    print(f"{case}, float32: largest error {(output - expected).abs().max():.1e}")
     torch.testing.assert_close(output, expected, atol=1e-6, rtol=0)
 
 
@@ -74,6 +75,7 @@ def test_masks_padding_in_the_refiner_as_published(published):
     tokens, pooled = model.refine_text(inputs["encoder_hidden_states"], mask)
     refined = {"encoder_hidden_states": tokens, "pooled_projections": pooled}
     output = model(**inputs | refined).sample[:, : expected.shape[1]]
+    print(f"imagewam_masked, float32: largest error {(output - expected).abs().max():.1e}")
     torch.testing.assert_close(output, expected, atol=1e-6, rtol=0)
 
 
