@@ -2,14 +2,17 @@
 
 import tiny_flux2
 import tiny_flux2_klein_kv
+import tiny_flux3
 import tiny_omnigen2
 import tiny_ovis_u1
 
 # Each module has `pipeline(texts)`, whose tokens are 8 x 8 pixels, and `joint_call(network, text, mask, image, target,
-# grid, time)`: the arguments of one call of its network over [text | image | target], with positions as in two calls.
+# grid, time)`: the arguments of one call of its network over [text | image | target], with positions as in two calls
+# (`JOINT_ORDER` where the network itself puts them in another order).
 FAMILIES = {
     "flux2-klein": tiny_flux2,
     "flux2-klein-kv": tiny_flux2_klein_kv,
+    "flux3": tiny_flux3,
     "omnigen2": tiny_omnigen2,
     "ovis-u1": tiny_ovis_u1,
 }

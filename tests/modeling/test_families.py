@@ -13,19 +13,22 @@ GRID = (2, 4)
 CONTEXT_TIME, TARGET_TIME = torch.tensor([0.6, 0.6]), torch.tensor([0.6, 0.6])
 
 
-def hide_target_from_context(monkeypatch, network, num_text, num_image, text_mask):
-    """One masked pass: no context token may see the last `num_image` tokens, nobody sees padding."""
+def hide_target_from_context(monkeypatch, network, num_text, num_image, text_mask, order):
+    """One masked pass over the groups of tokens in this order: no context token may see the target, nobody sees
+    padding."""
     valid = torch.ones(2, num_text, dtype=torch.bool) if text_mask is None else text_mask
-    valid = torch.nn.functional.pad(valid, (0, 2 * num_image), value=True)
-    allowed = torch.ones(num_text + 2 * num_image, num_text + 2 * num_image, dtype=torch.bool)
-    allowed[: num_text + num_image, num_text + num_image :] = False
-    allowed = allowed & valid[:, None, None, :]
+    valid = {"text": valid, "image": torch.ones(2, num_image, dtype=torch.bool)}
+    valid["target"] = valid["image"]
+    target = torch.cat([torch.full_like(valid[name][0], name == "target") for name in order])
+    allowed = (target[:, None] | ~target) & torch.cat([valid[name] for name in order], dim=1)[:, None, None, :]
 
     def masked(attention):
         def run(query, key, value, attn_mask=None, *args, **kwargs):
             length = key.shape[1]
             if length >= 2 * num_image:  # not a refiner, which sees tokens of one kind only
                 attn_mask = allowed[..., -length:, -length:]
+            elif length == num_text and attn_mask is None:
+                attn_mask = text_mask
             return attention(query, key, value, attn_mask, *args, **kwargs)
 
         return run
@@ -56,8 +59,10 @@ def test_two_calls_equal_one_masked_pass(make_policy, monkeypatch, ragged):
     text, mask, image, target = token_inputs(policy, ragged)
     context = backbone.encode_context(text, mask, image, GRID, TARGET_TIME)
     found, _ = backbone.predict_velocity(target, TARGET_TIME, context)
-    call = FAMILIES[backbone.family].joint_call(network, text, mask, image, target, GRID, TARGET_TIME)
-    hide_target_from_context(monkeypatch, network, text.shape[1], image.shape[1], mask)
+    tiny = FAMILIES[backbone.family]
+    call = tiny.joint_call(network, text, mask, image, target, GRID, TARGET_TIME)
+    order = getattr(tiny, "JOINT_ORDER", ("text", "image", "target"))
+    hide_target_from_context(monkeypatch, network, text.shape[1], image.shape[1], mask, order)
     expected = backbone.velocity(network(**call, return_dict=False)[0])[:, -target.shape[1] :]
     torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
     assert found.std() > 1e-2
@@ -81,6 +86,8 @@ def test_neither_context_nor_target_depends_on_what_it_must_not_see(make_policy)
 def test_an_expert_with_all_of_the_weights_is_the_editing_network_for_its_image_tokens(make_policy, monkeypatch):
     """Target tokens see the context and each other, as actions do: the same weights must do the same to them."""
     policy = make_policy()
+    if not policy.backbone.copies_weights:
+        pytest.skip("its action expert has not the form of its editing blocks")
     backbone, network = policy.backbone, policy.backbone.transformer
     text, _, image, target = (x if x is None else x[:1] for x in token_inputs(policy, ragged=False))
     time = TARGET_TIME[:1]
@@ -114,6 +121,8 @@ def test_an_expert_with_all_of_the_weights_is_the_editing_network_for_its_image_
 def test_the_copied_time_embedding_gets_times_as_the_network_counts_them(make_policy):
     """An expert with the network's own time weights embeds s as the network embeds t = s."""
     policy = make_policy()
+    if not policy.backbone.copies_weights:
+        pytest.skip("its action expert has not the form of its editing blocks")
     backbone, network = policy.backbone, policy.backbone.transformer
     width = network.x_embedder.out_features
     expert = backbone.action_expert_class(backbone.attention_layers, 4, width, 1.0)

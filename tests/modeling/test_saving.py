@@ -96,7 +96,7 @@ def test_a_pipeline_from_the_hub_cache_is_referred_to(tiny_pipeline, observation
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     snapshot = hub_cache(tmp_path / "hub", tiny_pipeline)
-    tiny_pipeline.save_pretrained(snapshot)
+    tiny_pipeline.save_pretrained(str(snapshot))
     policy = ImageWAMForActionPrediction.from_editing_pipeline(snapshot, state_dim=3, action_hidden_size=24).eval()
     for name in ("vae", "text_encoder"):
         expected = {"repo": REPO, "subfolder": name, "revision": REVISION}
@@ -127,7 +127,7 @@ def test_parts_that_no_repo_holds_must_be_saved(make_policy, tmp_path):
 
 
 def test_no_file_holds_a_path_of_this_machine(make_policy, tiny_pipeline, tmp_path):
-    tiny_pipeline.save_pretrained(tmp_path / "base")
+    tiny_pipeline.save_pretrained(str(tmp_path / "base"))
     policy = ImageWAMForActionPrediction.from_editing_pipeline(tmp_path / "base", action_hidden_size=24)
     policy.save_pretrained(tmp_path / "policy", save_frozen=True)
     reloaded = ImageWAMForActionPrediction.from_pretrained(tmp_path / "policy")
@@ -138,7 +138,7 @@ def test_no_file_holds_a_path_of_this_machine(make_policy, tiny_pipeline, tmp_pa
 
 
 def test_a_pipeline_folder_gives_the_same_policy_as_the_pipeline(make_policy, tiny_pipeline, observation, tmp_path):
-    tiny_pipeline.save_pretrained(tmp_path / "base")
+    tiny_pipeline.save_pretrained(str(tmp_path / "base"))
     arguments = {"action_dim": 4, "state_dim": 3, "action_horizon": 6, "action_hidden_size": 24}
     torch.manual_seed(1)
     policy = ImageWAMForActionPrediction.from_editing_pipeline(str(tmp_path / "base"), **arguments).eval()
@@ -238,6 +238,7 @@ def test_lora_trains_the_editing_transformer_and_merges(make_policy, batch, obse
     expected = {
         "flux2-klein": 12 + 2 * 2,  # one double block, two single ones
         "flux2-klein-kv": 12 + 2 * 2,
+        "flux3": 6 * (3 * 1 + len(blocks)),  # a block for each stream
         "omnigen2": 7 * len(blocks),
         "ovis-u1": 2 * 16 + 2 * 5,
     }

@@ -1,6 +1,6 @@
 """One file per editing family."""
 
-from . import flux2, instruct_pix2pix, omnigen2, ovis_u1
+from . import flux2, flux3, instruct_pix2pix, omnigen2, ovis_u1
 from .base import EditingBackbone, family_of_pipeline, get_family, register_family, supported_pipelines
 from .unsupported import UNSUPPORTED
 
@@ -9,6 +9,7 @@ __all__ = [
     "EditingBackbone",
     "family_of_pipeline",
     "flux2",
+    "flux3",
     "get_family",
     "instruct_pix2pix",
     "omnigen2",
