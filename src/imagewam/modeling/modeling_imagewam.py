@@ -703,6 +703,6 @@ def _weight_copy(family: type[EditingBackbone], asked: str | None) -> str | None
     if asked == "auto":
         asked = "per_segment" if family.copies_weights else None
     start = "fresh weights" if asked is None else f"editing weights, {asked}"
-    tell = logger.info if family.copies_weights else logger.warning
+    tell = logger.info if family.copies_weights and family.tier != "C" else logger.warning
     tell(f"{family.family}: tier {family.tier}, {TIERS[family.tier]}. The action expert starts with {start}.")
     return asked

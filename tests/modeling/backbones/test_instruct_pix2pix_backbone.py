@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 import tiny_instruct_pix2pix
 from imagewam import ImageWAMForActionPrediction
+from imagewam.commands.info import variant_rows
 from imagewam.modeling import flow_matching as flow
 from imagewam.modeling.diffusion_time import DiffusionSchedule
 from imagewam.processing.prompt import check_prompt_format, tokenize
@@ -307,7 +308,7 @@ def test_the_log_tells_the_tier_and_what_it_means():
         policy = build_policy()
     finally:
         logger.removeHandler(handler)
-    assert policy.backbone.tier == "C"
+    assert policy.backbone.tier == "C" and ("backbone", "instruct-pix2pix, tier C") in variant_rows(policy.config)
     expected = (
         "instruct-pix2pix: tier C, features only, there is no context without a target.*starts with fresh weights"
     )

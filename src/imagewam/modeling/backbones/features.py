@@ -1,8 +1,8 @@
 """Tier C: networks whose reference image shares the noisy canvas, so that there is no context without a target.
 
 Actions see the keys and values of one call over the canvas at the image time (τ* at inference). What holds for other
-families and not here: a context cannot be kept while a target is denoised, `edit_mode="prefix"` and a context time of
-its own mean nothing, and the action expert cannot start as a copy of the editing blocks.
+families and not here: a context cannot be kept while a target is denoised, and `edit_mode="prefix"` and a context time
+of its own mean nothing.
 """
 
 from abc import abstractmethod
@@ -18,14 +18,13 @@ class FeatureBackbone(EditingBackbone):
     """A family whose `encode_context` makes no call: it only hands the observation on, with no keys.
 
     A subclass's `target_call` reads `context.conditions`: `prompt_embeds` `[B, L, text_dim]`, `prompt_mask` `[B, L]`
-    bool or None, and `image_latents` `[B, N, C]`.
+    bool or None, `image_latents` `[B, N, C]`, and `pooled_prompt_embeds` `[B, D]` or None.
 
     Raises:
         ValueError: the config asks for actions that attend to a context only, or for a context with a time of its own.
     """
 
     tier = "C"
-    copies_weights = False
 
     def __init__(self, config: ImageWAMConfig, transformer=None):
         _check_that_the_canvas_is_all(config)
@@ -43,7 +42,9 @@ class FeatureBackbone(EditingBackbone):
     def context_call(self, prompt_embeds, prompt_mask, image_latents, image_grid, timestep):
         raise TypeError(f"{self.family} has no call without a target: its reference shares the target's canvas")
 
-    def encode_context(self, prompt_embeds, prompt_attention_mask, image_latents, image_grid, timestep) -> KVCache:
+    def encode_context(
+        self, prompt_embeds, prompt_attention_mask, image_latents, image_grid, timestep, pooled_prompt_embeds=None
+    ) -> KVCache:
         """No keys, and the observation for the call over the canvas. `timestep` modulates nothing here."""
         no_keys = [
             image_latents.new_zeros(len(image_latents), 0, g.num_kv_heads, g.head_dim, dtype=self.transformer.dtype)
@@ -53,6 +54,7 @@ class FeatureBackbone(EditingBackbone):
             "prompt_embeds": prompt_embeds,
             "prompt_mask": prompt_attention_mask,
             "image_latents": image_latents,
+            "pooled_prompt_embeds": pooled_prompt_embeds,
         }
         layers = tuple(LayerKV(empty, empty) for empty in no_keys)
         return KVCache(layers, image_grid=image_grid, conditions=conditions)

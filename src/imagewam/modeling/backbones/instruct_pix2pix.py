@@ -38,6 +38,7 @@ class InstructPix2PixBackbone(FeatureBackbone):
     pipeline_classes = ("StableDiffusionInstructPix2PixPipeline",)
     denoiser = "unet"
     aligned_keys = False
+    copies_weights = False
     frozen_loaders = {"vae": AutoencoderKL, "text_encoder": CLIPTextModel}
     # Padding too: the cross-attentions were trained to read all 77 tokens.
     default_prompt_format = {
