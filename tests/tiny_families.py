@@ -5,6 +5,7 @@ import tiny_flux2_klein_kv
 import tiny_flux3
 import tiny_omnigen2
 import tiny_ovis_u1
+import tiny_wan
 
 # Each module has `pipeline(texts)`, whose tokens are 8 x 8 pixels, and `joint_call(network, text, mask, image, target,
 # grid, time)`: the arguments of one call of its network over [text | image | target], with positions as in two calls
@@ -15,4 +16,5 @@ FAMILIES = {
     "flux3": tiny_flux3,
     "omnigen2": tiny_omnigen2,
     "ovis-u1": tiny_ovis_u1,
+    "wan2.2-ti2v": tiny_wan,
 }

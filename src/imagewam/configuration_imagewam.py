@@ -5,13 +5,22 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-# What released checkpoints were trained with, where it differs from the paper (the defaults).
+# What released checkpoints were trained with, where it differs from the paper (the defaults): "published" those of
+# ImageWAM, "fastwam" those of its video baseline.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "published": {
         "edit_mode": "prefix",
         "edit_timestep": 0.0,
         "image_loss_weight": 0.5,
+        "loss_weighting": "bell",
+        "time_dtype": "model",
+    },
+    "fastwam": {
+        "action_horizon": 32,
+        "target_offsets": [4, 8, 12, 16, 20, 24, 28, 32],
+        "edit_mode": "prefix",
+        "context_timestep": 0,
         "loss_weighting": "bell",
         "time_dtype": "model",
     },
@@ -22,7 +31,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 class ImageWAMConfig(PreTrainedConfig):
     r"""
     Configuration of [`ImageWAMForActionPrediction`]. The defaults are the paper's; `from_preset("published")` gives
-    the settings of the released checkpoints.
+    the settings of the released checkpoints, `from_preset("fastwam")` those of the video baseline.
 
     Args:
         backbone (`dict`):
@@ -36,6 +45,9 @@ class ImageWAMConfig(PreTrainedConfig):
         action_hidden_size (`int`, *optional*), action_mlp_ratio (`float`):
             Width of the action expert (default: its family's, 1024 or, for Ovis-U1, 1536) and of its MLPs relative to
             it. Its attention is as wide as the backbone's.
+        target_offsets (`list[int]`, *optional*):
+            How many steps ahead the target frames lie; several only for families that predict video. Default: one
+            frame, `action_horizon` steps ahead.
         edit_mode (`"denoise"` or `"prefix"`):
             What actions attend to: the context and the target tokens after one editing step, or the context only.
         edit_timestep (`float`, *optional*):
@@ -64,6 +76,7 @@ class ImageWAMConfig(PreTrainedConfig):
     action_horizon: int = 16
     action_hidden_size: int | None = None
     action_mlp_ratio: float = 4.0
+    target_offsets: list[int] | None = None
     edit_mode: Literal["denoise", "prefix"] = "denoise"
     edit_timestep: float | None = None
     context_timestep: float | int | Literal["target"] = "target"
@@ -79,13 +92,15 @@ class ImageWAMConfig(PreTrainedConfig):
             self.backbone = {"family": "flux2-klein", "transformer": "4B"}
         if self.frozen_parts is None:
             self.frozen_parts = {}
+        if self.target_offsets is None:
+            self.target_offsets = [self.action_horizon]
         if self.edit_timestep is None:
             self.edit_timestep = 1.0 if self.edit_mode == "denoise" else 0.0
         super().__post_init__(**kwargs)
 
     @classmethod
     def from_preset(cls, preset: str, **kwargs) -> "ImageWAMConfig":
-        """A configuration with the settings of `"paper"` or `"published"`; `kwargs` go on top."""
+        """A configuration with the settings of `"paper"`, `"published"` or `"fastwam"`; `kwargs` go on top."""
         if preset not in PRESETS:
             raise ValueError(f"unknown preset {preset!r}; there are {sorted(PRESETS)}")
         return cls(**{**PRESETS[preset], **kwargs})
@@ -99,6 +114,9 @@ class ImageWAMConfig(PreTrainedConfig):
         for name in ("action_dim", "action_horizon", "action_hidden_size", "num_inference_steps"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        offsets = self.target_offsets
+        if not offsets or offsets[0] < 1 or offsets != sorted(set(offsets)):
+            raise ValueError(f"target_offsets must be rising steps ahead, at least 1, got {offsets}")
         if "family" not in self.backbone:
             raise ValueError(f"backbone must name its family, got the keys {sorted(self.backbone)}")
 

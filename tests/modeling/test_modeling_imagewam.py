@@ -72,7 +72,7 @@ def test_every_input_can_be_passed_in_precomputed(make_policy, batch, training_n
     with torch.no_grad():
         expected = policy(**batch, **training_noise, **TIMES)
         latents, grid = policy.backbone.encode_image(batch["pixel_values"])
-        target, _ = policy.backbone.encode_image(batch["target_pixel_values"])
+        target = policy.backbone.encode_target(batch["target_pixel_values"], batch["pixel_values"])
         prompt_embeds, mask = encoded(policy, batch)
         found = policy(
             prompt_embeds=prompt_embeds,
@@ -122,6 +122,8 @@ def test_actions_see_the_target_in_denoise_mode_only(make_policy, observation, n
 
 def test_attentions_come_per_step_and_layer_and_cover_the_context(make_policy, observation, noise):
     policy = make_policy()
+    if policy.backbone.family == "wan2.2-ti2v":
+        pytest.skip("Wan's instruction is no key of the context: see test_wan_backbone.py")
     output = policy.predict_action(**observation, **noise, num_inference_steps=3, output_attentions=True)
     text = encoded(policy, observation)[0].shape[1] + 1  # and the state
     assert output.context_spans == {

@@ -39,7 +39,8 @@ class KVCache:
         spans: which keys are which, e.g. `{"text": slice(0, 33), "image": slice(33, 425)}`.
         image_grid: (rows, columns) of the image tokens.
         pooled: `[B, D]`, what a family's later calls need of the text besides its keys; None for most.
-        conditions: what the target call of a network without a target-free context needs: all of the observation.
+        conditions: what later calls need of the observation besides its keys: all of it in a network without a
+            target-free context, instruction and state (`prompt_embeds`) where they are reached by cross-attention.
     """
 
     layers: tuple[LayerKV, ...] = ()

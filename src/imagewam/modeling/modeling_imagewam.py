@@ -119,12 +119,10 @@ class ImageWAMForActionPrediction(PreTrainedModel):
         self.backbone = get_family(config.backbone["family"])(config, transformer)
         if config.action_hidden_size is None:
             config.action_hidden_size = self.backbone.action_hidden_size
-        expert = self.backbone.action_expert_class
-        self.action_expert = expert(
-            self.backbone.attention_layers, config.action_dim, config.action_hidden_size, config.action_mlp_ratio
-        )
+        self.action_expert = self.backbone.build_action_expert()
         self.state_encoder = nn.Linear(config.state_dim, self.backbone.text_dim) if config.state_dim else None
-        self._no_split_modules = [*expert.block_classes, *(self.backbone.transformer._no_split_modules or [])]
+        editing_blocks = self.backbone.transformer._no_split_modules or []
+        self._no_split_modules = [*self.action_expert.block_classes, *editing_blocks]
         self.post_init()
         self._use_attention_backend()
 
@@ -158,7 +156,8 @@ class ImageWAMForActionPrediction(PreTrainedModel):
         """Joint flow-matching losses of a batch (paper, section 3.3).
 
         Args:
-            pixel_values, target_pixel_values: `[B, 3, H, W]` in [-1, 1], now and `action_horizon` steps ahead.
+            pixel_values: `[B, 3, H, W]` in [-1, 1], now.
+            target_pixel_values: the same, `target_offsets` steps ahead; `[B, T, 3, H, W]` where these are several.
             input_ids, attention_mask: `[B, L]`, right-padded instructions.
             state: `[B, state_dim]`, normalised.
             actions: `[B, H, action_dim]`, normalised.
@@ -172,7 +171,7 @@ class ImageWAMForActionPrediction(PreTrainedModel):
         """
         self._check_actions(actions, action_is_pad)
         image_latents, image_grid = self._image_latents(pixel_values, image_latents, image_grid)
-        target_latents = self._target_latents(target_pixel_values, target_latents, image_latents)
+        target_latents = self._target_latents(target_pixel_values, pixel_values, target_latents, image_latents)
         batch_size, device = image_latents.shape[0], image_latents.device
         image_time = self._time(image_time, batch_size, device)
         action_time = self._time(action_time, batch_size, device)
@@ -352,7 +351,7 @@ class ImageWAMForActionPrediction(PreTrainedModel):
             velocity, _ = self.backbone.predict_velocity(latents, time, context)
             latents = scheduler.step(velocity.to(latents.dtype), t, latents, return_dict=False)[0]
         with self._frozen():
-            return self.backbone.decode_image(latents, inputs["image_grid"]).float()
+            return self.backbone.decode_target(latents, inputs["image_latents"], inputs["image_grid"]).float()
 
     # Inputs
 
@@ -399,12 +398,15 @@ class ImageWAMForActionPrediction(PreTrainedModel):
     def _encode_image(self, pixel_values: Tensor) -> tuple[Tensor, Grid]:
         with self._frozen():
             latents, grid = self.backbone.encode_image(pixel_values)
+        self._check_channels(latents)
+        return latents.float(), grid
+
+    def _check_channels(self, latents: Tensor) -> None:
         if latents.shape[-1] != self.backbone.latent_channels:
             raise ValueError(
                 f"the VAE gives tokens of {latents.shape[-1]} channels, the editing transformer takes "
                 f"{self.backbone.latent_channels}: they do not belong together"
             )
-        return latents.float(), grid
 
     @contextmanager
     def _frozen(self) -> Iterator[None]:
@@ -412,19 +414,23 @@ class ImageWAMForActionPrediction(PreTrainedModel):
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             yield
 
-    def _target_latents(self, pixel_values, target_latents, image_latents) -> Tensor | None:
-        if target_latents is None and pixel_values is not None:
-            target_latents, _ = self._encode_image(pixel_values)
+    def _target_latents(self, target_pixel_values, pixel_values, target_latents, image_latents) -> Tensor | None:
+        if target_latents is None and target_pixel_values is not None:
+            with self._frozen():
+                target_latents = self.backbone.encode_target(target_pixel_values, pixel_values)
         if target_latents is None:
             if self.config.edit_mode == "denoise" or self.config.image_loss_weight:
                 raise ValueError(
-                    "training needs target_pixel_values or target_latents (the frame action_horizon steps ahead); "
+                    "training needs target_pixel_values or target_latents (the frames target_offsets steps ahead); "
                     "only edit_mode='prefix' with image_loss_weight=0 can do without"
                 )
             return None
-        if target_latents.shape != image_latents.shape:
+        batch_size, num_image, channels = image_latents.shape
+        expected = (batch_size, num_image * self.backbone.num_target_frames, channels)
+        if tuple(target_latents.shape) != expected:
             raise ValueError(
-                f"target latents {list(target_latents.shape)} and image latents {list(image_latents.shape)} differ"
+                f"target latents {list(target_latents.shape)} and those expected from the image latents "
+                f"{list(expected)} differ"
             )
         return target_latents.float()
 
@@ -494,7 +500,8 @@ class ImageWAMForActionPrediction(PreTrainedModel):
 
     def _image_noise(self, context: KVCache, generator, image_noise: Tensor | None) -> Tensor:
         rows, columns = context.image_grid
-        shape = (context.batch_size, rows * columns, self.backbone.latent_channels)
+        num_tokens = rows * columns * self.backbone.num_target_frames
+        shape = (context.batch_size, num_tokens, self.backbone.latent_channels)
         if image_noise is None:
             return randn_tensor(shape, generator=generator, device=context.layers[0].key.device)
         if tuple(image_noise.shape) != shape:
@@ -566,7 +573,7 @@ class ImageWAMForActionPrediction(PreTrainedModel):
             pipeline: the pipeline (the policy takes over its transformer object), or the folder or hub repo of one.
             revision: of the repo.
             dtype: of the policy and its frozen parts; what the pipeline has, or float32, by default.
-            preset: `"paper"` or `"published"`, see `ImageWAMConfig.from_preset`.
+            preset: `"paper"`, `"published"` or `"fastwam"`, see `ImageWAMConfig.from_preset`.
             weight_copy: how the action expert starts: `"per_segment"`, `"one_axis"` (the published way), None for
                 fresh weights, or `"auto"`: per segment where the expert has the form of the editing blocks, else
                 fresh.

@@ -4,5 +4,13 @@ from .base import ActionExpert, AttentionGeometry
 from .flux2 import Flux2ActionExpert
 from .omnigen2 import OmniGen2ActionExpert
 from .ovis_u1 import OvisU1ActionExpert
+from .wan import WanActionExpert
 
-__all__ = ["ActionExpert", "AttentionGeometry", "Flux2ActionExpert", "OmniGen2ActionExpert", "OvisU1ActionExpert"]
+__all__ = [
+    "ActionExpert",
+    "AttentionGeometry",
+    "Flux2ActionExpert",
+    "OmniGen2ActionExpert",
+    "OvisU1ActionExpert",
+    "WanActionExpert",
+]

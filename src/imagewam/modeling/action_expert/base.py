@@ -93,7 +93,8 @@ class ActionExpert(nn.Module, ABC):
         hidden = self.action_encoder(actions)
         temb = self.embed_time(timestep.to(actions.dtype) * 1000)
         attentions = []
-        for block, modulation, layers in zip(self.blocks, self.modulations(temb), self._joined(context), strict=True):
+        modulations = self.modulations(temb, context)
+        for block, modulation, layers in zip(self.blocks, modulations, self._joined(context), strict=True):
             masks = [_attention_mask(context, layer, hidden.shape[1]) for layer in layers]
             hidden, weights = self._run(block, hidden, modulation, rotary_emb, layers, masks, output_attentions)
             attentions += weights
@@ -109,8 +110,12 @@ class ActionExpert(nn.Module, ABC):
     def embed_time(self, timestep: Tensor) -> Tensor:
         """`[B]` times in 0..1000 -> what modulates the blocks, `[B, D]`."""
 
-    def modulations(self, temb: Tensor) -> list[Tensor]:
-        """What each block gets of the time: the embedding itself, where every block has its own projection."""
+    def modulations(self, temb: Tensor, context: KVCache) -> list[Tensor]:
+        """What each block gets of the time: the embedding itself, where every block has its own projection.
+
+        Args:
+            context: for the form of block that also attends to its instruction, in `conditions`.
+        """
         return [temb] * len(self.blocks)
 
     @abstractmethod

@@ -13,7 +13,7 @@ from diffusers.models.transformers.transformer_flux2 import (
 )
 from torch import Tensor, nn
 
-from ..kv_cache import LayerKV
+from ..kv_cache import KVCache, LayerKV
 from .base import TIME_CHANNELS, ActionAttention, ActionExpert, AttentionGeometry, ContextAttention, Segments
 
 _EPS = 1e-6
@@ -52,7 +52,7 @@ class Flux2ActionExpert(ActionExpert):
     def embed_time(self, timestep: Tensor) -> Tensor:
         return self.time_guidance_embed(timestep, None)
 
-    def modulations(self, temb: Tensor) -> list[Tensor]:
+    def modulations(self, temb: Tensor, context: KVCache) -> list[Tensor]:
         double = self.double_stream_modulation_img(temb) if self.transformer_blocks else None
         single = self.single_stream_modulation(temb) if self.single_transformer_blocks else None
         return [double] * len(self.transformer_blocks) + [single] * len(self.single_transformer_blocks)

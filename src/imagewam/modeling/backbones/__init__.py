@@ -1,6 +1,6 @@
 """One file per editing family."""
 
-from . import flux2, flux3, instruct_pix2pix, omnigen2, ovis_u1
+from . import flux2, flux3, instruct_pix2pix, omnigen2, ovis_u1, wan
 from .base import EditingBackbone, family_of_pipeline, get_family, register_family, supported_pipelines
 from .unsupported import UNSUPPORTED
 
@@ -16,4 +16,5 @@ __all__ = [
     "ovis_u1",
     "register_family",
     "supported_pipelines",
+    "wan",
 ]

@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -25,12 +25,14 @@ class TransformerCall:
         spans: name of each group of tokens -> where its keys stand in the key axis.
         key_mask: `[B, S]` bool, False for padding; None when all keys are real.
         pooled: `[B, D]`, what the target call needs of the text besides its keys.
+        conditions: what later calls need besides keys, see `KVCache`.
     """
 
     kwargs: dict[str, Any]
     spans: dict[str, slice]
     key_mask: Tensor | None = None
     pooled: Tensor | None = None
+    conditions: dict[str, Tensor | None] = field(default_factory=dict)
 
 
 class EditingBackbone(FrozenParts, nn.Module, ABC):
@@ -65,6 +67,8 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
     action_expert_class: ClassVar[type[ActionExpert]] = Flux2ActionExpert
     # Whether the action expert has the form of the editing blocks, so that it can start as a copy of them.
     copies_weights: ClassVar[bool] = True
+    # Whether the target may be several frames; else it is the one frame of `config.target_offsets`.
+    predicts_video: ClassVar[bool] = False
     # Width of the action expert where the config names none.
     action_hidden_size: ClassVar[int] = 1024
     # Regular expression over the policy's module names: where LoRA adapters go.
@@ -72,6 +76,8 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
 
     def __init__(self, config: ImageWAMConfig, transformer: nn.Module | None = None):
         super().__init__()
+        if len(config.target_offsets) > 1 and not self.predicts_video:
+            raise ValueError(f"{self.family} edits one image, got {len(config.target_offsets)} target_offsets")
         self.config = config
         # Handed on to the processor, which owns them: a tokenizer, and where it can be loaded from.
         self.tokenizer, self.tokenizer_source = None, None
@@ -122,6 +128,17 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
     def image_multiple(self) -> int:
         """Pixels per image token: heights and widths must be multiples of it. Asks the VAE's config."""
 
+    @property
+    def num_target_frames(self) -> int:
+        """How many times the target has as many tokens as the current image."""
+        return 1
+
+    def build_action_expert(self) -> ActionExpert:
+        """The action expert that the config describes, with fresh weights."""
+        config = self.config
+        sizes = (config.action_dim, config.action_hidden_size, config.action_mlp_ratio)
+        return self.action_expert_class(self.attention_layers, *sizes)
+
     def grid_of(self, pixel_values: Tensor) -> tuple[int, int]:
         """(rows, columns) of the tokens of an image `[B, 3, H, W]`.
 
@@ -154,6 +171,19 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
     def decode_image(self, image_latents: Tensor, image_grid: tuple[int, int]) -> Tensor:
         """Tokens `[B, N, C]` -> `[B, 3, H, W]` in about [-1, 1]."""
 
+    def encode_target(self, target_pixel_values: Tensor, pixel_values: Tensor | None = None) -> Tensor:
+        """Future frames -> tokens `[B, num_target_frames · N, C]`.
+
+        Args:
+            target_pixel_values: `[B, 3, H, W]`, or `[B, T, 3, H, W]` for families that predict video.
+            pixel_values: `[B, 3, H, W]` of the current image, behind which those code the future.
+        """
+        return self.encode_image(target_pixel_values)[0]
+
+    def decode_target(self, target_latents: Tensor, image_latents: Tensor, image_grid: tuple[int, int]) -> Tensor:
+        """Target tokens, and those of the current image -> what `encode_target` takes."""
+        return self.decode_image(target_latents, image_grid)
+
     @abstractmethod
     def context_call(
         self,
@@ -170,8 +200,12 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
         """The call over the noisy target alone, to be made with the context's keys in front.
 
         Args:
-            context: `image_grid`, `spans`, `key_mask` and `pooled` tell what stands in front.
+            context: `image_grid`, `spans`, `key_mask`, `pooled` and `conditions` tell what stands in front.
         """
+
+    def run_transformer(self, call: TransformerCall) -> Tensor:
+        """The network's output for one call."""
+        return self.transformer(**call.kwargs, return_dict=False)[0]
 
     def velocity(self, output: Tensor) -> Tensor:
         """The transformer's output for the target tokens as ε - x."""
@@ -203,8 +237,9 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
         """
         call = self.context_call(prompt_embeds, prompt_attention_mask, image_latents, image_grid, timestep)
         with self.tap.capture(key_mask=call.key_mask) as cache:
-            self.transformer(**call.kwargs, return_dict=False)
+            self.run_transformer(call)
         cache.spans, cache.image_grid, cache.pooled = call.spans, image_grid, call.pooled
+        cache.conditions = call.conditions
         return cache
 
     def predict_velocity(
@@ -219,7 +254,7 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
         """
         call = self.target_call(target_latents, timestep, context)
         with self.tap.prefix(context, key_mask=call.key_mask, capture=capture) as cache:
-            output = self.transformer(**call.kwargs, return_dict=False)[0]
+            output = self.run_transformer(call)
         cache.spans, cache.image_grid = call.spans, context.image_grid
         return self.velocity(output), cache
 

@@ -75,7 +75,7 @@ _CLASSES: dict[str, str] = {
         LTX2ImageToVideoPipeline LTXConditionPipeline LTXI2VLongMultiPromptPipeline LTXImageToVideoPipeline
         LucyEditPipeline MotifVideoImage2VideoPipeline PIAPipeline SanaImageToVideoPipeline SanaWMPipeline
         SkyReelsV2DiffusionForcingImageToVideoPipeline SkyReelsV2ImageToVideoPipeline WanAnimatePipeline
-        WanImageToVideoPipeline WanVACEPipeline
+        WanVACEPipeline
     """,
     "it answers in text": "DiffusionGemmaPipeline",
 }
