@@ -67,7 +67,7 @@ def test_the_command_prints_a_table_and_writes_bytes(tmp_path, capsys):
     assert lines[2].startswith("| imagewam-ovis-u1 | prefix | 2.10 | 1.47 |")
     numbers = json.loads((tmp_path / "memory.json").read_text())
     assert numbers["assumptions"]["canvas"] == [224, 448]
-    assert [row["edit_mode"] for row in numbers["bytes"]] == ["prefix", "denoise"]
-    assert numbers["bytes"][0]["editing"] == 2 * 1_127_227_408
+    assert [row["edit_mode"] for row in numbers["memory"]] == ["prefix", "denoise"]
+    assert numbers["memory"][0]["editing"] == 2 * 1_127_227_408
     with pytest.raises(SystemExit, match="no such variant: imagewam-sana"):
         main(["bench", "memory", "--variants", "imagewam-sana"])

@@ -1,29 +1,37 @@
-"""`imagewam bench memory`: what the published variants need in memory, from arithmetic on the meta device."""
+"""`imagewam bench`: what the published variants need, from arithmetic on the meta device.
+
+`memory`: weights, keys and values, and the peak of one decision. `cost`: parameters and operations of one decision.
+"""
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from ..atomic import atomic_write_text
-from ..inference.memory_plan import CANVAS, NUM_TEXT_TOKENS, MemoryPlan, plan_memory
+from ..inference.cost import DecisionCost, plan_cost
+from ..inference.decision import CANVAS, NUM_TEXT_TOKENS
+from ..inference.memory_plan import MemoryPlan, plan_memory
 from ..inference.variants import VARIANTS
 from .options import parse_options
 
-GIB = 2**30
+GIB, TERA = 2**30, 10**12
+# Euler steps of the paper's latency table, and of its evaluations.
+STEPS = (3, 10)
+Plans = dict[tuple[str, str], Any]
 
 
 @dataclass
 class BenchOptions:
     """What to measure."""
 
-    what: Literal["memory"] = field(metadata={"help": "memory: weights, keys and values, peak of one decision."})
+    what: Literal["memory", "cost"] = field(metadata={"help": "memory (in GiB) or cost (in TFLOP)."})
     variants: list[str] | None = field(default=None, metadata={"help": f"Some of {', '.join(VARIANTS)}; default all."})
-    dtype: Literal["bfloat16", "float16", "float32"] = field(default="bfloat16", metadata={"help": "Of all parts."})
-    output: str | None = field(default=None, metadata={"help": "FILE.json for the numbers in bytes."})
+    dtype: Literal["bfloat16", "float16", "float32"] = field(default="bfloat16", metadata={"help": "memory: of all."})
+    output: str | None = field(default=None, metadata={"help": "FILE.json for the numbers in bytes and operations."})
 
 
 def main(argv: Sequence[str]) -> None:
@@ -33,24 +41,60 @@ def main(argv: Sequence[str]) -> None:
     unknown = sorted(set(options.variants or ()) - set(VARIANTS))
     if unknown:
         raise ValueError(f"no such variant: {', '.join(unknown)}; there are {', '.join(VARIANTS)}")
+    plan, table = BENCHMARKS[options.what]
     plans = {
-        (name, mode): plan_memory(VARIANTS[name], mode, getattr(torch, options.dtype))
+        (name, mode): plan(options, name, mode)
         for name in options.variants or VARIANTS
         for mode in ("prefix", "denoise")
     }
-    print(memory_table(plans))
+    print(table(plans))
     if options.output:
         rows = [{"variant": v, "edit_mode": mode, **dataclasses.asdict(plan)} for (v, mode), plan in plans.items()]
         assumptions = {"canvas": CANVAS, "text_tokens": NUM_TEXT_TOKENS, "batch": 1, "dtype": options.dtype}
-        atomic_write_text(options.output, json.dumps({"assumptions": assumptions, "bytes": rows}, indent=2) + "\n")
+        atomic_write_text(
+            options.output, json.dumps({"assumptions": assumptions, options.what: rows}, indent=2) + "\n"
+        )
 
 
 def memory_table(plans: dict[tuple[str, str], MemoryPlan]) -> str:
-    """Markdown, in GiB."""
-    columns = ["variant", "edit mode", "editing", "expert", "text encoder", "VAE", "keys and values", "peak"]
-    lines = [columns + ["peak, instruction cached"], ["---"] * (len(columns) + 1)]
-    for (name, mode), plan in plans.items():
+    """In GiB."""
+    columns = ["editing", "expert", "text encoder", "VAE", "keys and values", "peak", "peak, instruction cached"]
+    rows = []
+    for plan in plans.values():
         sizes = [plan.editing, plan.expert, plan.text_encoder, plan.vae, plan.cache, plan.peak]
         cached = "not possible" if plan.peak_cached is None else f"{plan.peak_cached / GIB:.2f}"
-        lines.append([name, mode, *(f"{size / GIB:.2f}" for size in sizes), cached])
+        rows.append([*(f"{size / GIB:.2f}" for size in sizes), cached])
+    return markdown(columns, plans, rows)
+
+
+def cost_table(plans: dict[tuple[str, str], DecisionCost]) -> str:
+    """In TFLOP; parameters in billions, keys and values in MiB."""
+    columns = ["editing, 10^9 parameters", "expert", "text", "VAE", "context", "edit step", "action step"]
+    columns += [*(f"decision, {steps} steps" for steps in STEPS), "tokens", "keys and values, MiB"]
+    rows = [
+        [
+            *(f"{count / 1e9:.3f}" for count in (plan.editing_parameters, plan.expert_parameters)),
+            *(f"{count / TERA:.3f}" for count in (plan.text, plan.vae, plan.context, plan.edit, plan.action_step)),
+            *(f"{plan.decision(steps) / TERA:.2f}" for steps in STEPS),
+            str(plan.context_tokens),
+            f"{plan.cache_bytes / 2**20:.0f}",
+        ]
+        for plan in plans.values()
+    ]
+    return markdown(columns, plans, rows)
+
+
+def markdown(columns: Sequence[str], plans: Plans, rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first columns name variant and mode."""
+    lines = [["variant", "edit mode", *columns], ["---"] * (len(columns) + 2)]
+    lines += [[*names, *row] for names, row in zip(plans, rows, strict=True)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+BENCHMARKS: dict[str, tuple[Callable[[BenchOptions, str, str], Any], Callable[[Plans], str]]] = {
+    "memory": (
+        lambda options, name, mode: plan_memory(VARIANTS[name], mode, getattr(torch, options.dtype)),
+        memory_table,
+    ),
+    "cost": (lambda options, name, mode: plan_cost(VARIANTS[name], mode), cost_table),
+}

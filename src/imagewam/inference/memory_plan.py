@@ -5,14 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..modeling.modeling_imagewam import ImageWAMForActionPrediction
+from .decision import Decision
 from .peak_memory import PeakMemory
 from .variants import Variant
-
-# The paper's LIBERO shape: two views of 224 x 224 side by side.
-CANVAS = (224, 448)
-# A LIBERO instruction in its prompt; the state token comes on top.
-NUM_TEXT_TOKENS = 31
 
 
 @dataclass(frozen=True)
@@ -36,33 +31,22 @@ class MemoryPlan:
     peak_cached: int | None
 
 
-@torch.no_grad()
 def plan_memory(variant: Variant, edit_mode: str, dtype: torch.dtype = torch.bfloat16) -> MemoryPlan:
     """The plan of a variant at full size, computed on the meta device."""
-    with torch.device("meta"):
-        policy = ImageWAMForActionPrediction(variant.config(edit_mode=edit_mode)).to(dtype).eval()
-        parts = {"vae": variant.vae().to(dtype), "text_encoder": variant.text_encoder().to(dtype)}
-    for name, part in parts.items():
-        policy.backbone.attach_frozen(name, part)
-    weights = {name: _num_bytes(part) for name, part in parts.items()}
+    decision = Decision(variant, edit_mode, dtype)
+    policy = decision.policy
+    weights = {name: _num_bytes(part) for name, part in decision.frozen.items()}
     weights["editing"] = _num_bytes(policy.backbone.transformer)
     weights["expert"] = _num_bytes(policy) - weights["editing"]
-    pixels = torch.empty(1, 3, *CANVAS, device="meta")
     with PeakMemory() as reading:
-        embeds = variant.read(policy.backbone, NUM_TEXT_TOKENS, pixels)
+        _ = decision.prompt_embeds
     with PeakMemory() as deciding:
-        latents, grid = policy.backbone.encode_image(pixels)
-        observation = {"image_latents": latents, "image_grid": grid, "prompt_embeds": embeds}
-        observation["state"] = torch.empty(1, policy.config.state_dim, device="meta")
-        policy.predict_action(**observation, num_inference_steps=2)
-    context = policy.encode_context(**observation)
-    if edit_mode == "denoise":
-        context = policy.encode_edit(context)
+        decision.act(num_steps=2)
     everything = sum(weights.values())
     sees_image = policy.backbone.text_sees_image
     return MemoryPlan(
         **weights,
-        cache=sum(x.nbytes for layer in context.layers for x in layer),
+        cache=sum(x.nbytes for layer in decision.seen.layers for x in layer),
         peak=everything + max(deciding.peak, reading.peak),
         peak_cached=None if sees_image else everything - weights["text_encoder"] + deciding.peak,
     )

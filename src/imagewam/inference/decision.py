@@ -1,0 +1,66 @@
+"""One decision of a published variant on the meta device, in stages: for counting what it takes, without weights."""
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..modeling.kv_cache import KVCache
+from ..modeling.modeling_imagewam import ImageWAMForActionPrediction
+from .variants import Variant
+
+# The paper's LIBERO shape: two views of 224 x 224 side by side.
+CANVAS = (224, 448)
+# A LIBERO instruction in its prompt; the state token comes on top.
+NUM_TEXT_TOKENS = 31
+
+
+class Decision:
+    """A policy at full size with its frozen parts, and the stages of a decision on one observation.
+
+    Each stage is computed when it is first asked for, from the stages before it.
+
+    Args:
+        edit_mode: "prefix" or "denoise".
+        dtype: of all parts.
+    """
+
+    def __init__(self, variant: Variant, edit_mode: str, dtype: torch.dtype = torch.bfloat16):
+        self.variant = variant
+        with torch.device("meta"):
+            self.policy = ImageWAMForActionPrediction(variant.config(edit_mode=edit_mode)).to(dtype).eval()
+            self.frozen = {"vae": variant.vae().to(dtype), "text_encoder": variant.text_encoder().to(dtype)}
+        for name, part in self.frozen.items():
+            self.policy.backbone.attach_frozen(name, part)
+        self.pixels = torch.empty(1, 3, *CANVAS, device="meta")
+        self.state = torch.empty(1, self.policy.config.state_dim, device="meta")
+
+    @cached_property
+    @torch.no_grad()
+    def prompt_embeds(self) -> Tensor:
+        """The instruction as its text encoder reads it."""
+        return self.variant.read(self.policy.backbone, NUM_TEXT_TOKENS, self.pixels)
+
+    @cached_property
+    @torch.no_grad()
+    def image(self) -> tuple[Tensor, tuple[int, int]]:
+        """The camera image as latent tokens, and their grid."""
+        return self.policy.backbone.encode_image(self.pixels)
+
+    @cached_property
+    @torch.no_grad()
+    def context(self) -> KVCache:
+        """The editing network's pass over instruction, state and image."""
+        latents, grid = self.image
+        return self.policy.encode_context(
+            prompt_embeds=self.prompt_embeds, image_latents=latents, image_grid=grid, state=self.state
+        )
+
+    @cached_property
+    def seen(self) -> KVCache:
+        """What the actions attend to: in denoise mode after the editing step."""
+        return self.policy.encode_edit(self.context) if self.policy.config.edit_mode == "denoise" else self.context
+
+    def act(self, num_steps: int) -> Tensor:
+        """The action expert's Euler steps."""
+        return self.policy.predict_action(context=self.seen, num_inference_steps=num_steps).actions

@@ -1,0 +1,37 @@
+import json
+
+import pytest
+
+from imagewam.cli import main
+from imagewam.inference.cost import plan_cost
+from imagewam.inference.variants import VARIANTS
+
+TERA = 10**12
+
+
+@pytest.mark.parametrize("mode, limit", [("prefix", 2.8), ("denoise", 5.4)])
+def test_a_decision_on_flux2_4b_costs_no_more_than_planned(mode, limit):
+    """The paper reports 9.72 TFLOP, with the instruction padded to 512 tokens."""
+    plan = plan_cost(VARIANTS["imagewam-flux2-4b"], mode)
+    assert limit - 0.3 < plan.decision(num_steps=3) / TERA <= limit
+    assert plan.context / TERA == pytest.approx(2.659, abs=0.001)
+    assert (plan.edit > 0) is (mode == "denoise")
+    assert plan.context_tokens == 32 + 392 * (2 if mode == "denoise" else 1)
+
+
+def test_the_expert_costs_what_its_layers_cost():
+    """FLUX.2 4B: 16 action tokens through every weight, and attention of 16 queries over 424 + 16 keys."""
+    plan = plan_cost(VARIANTS["imagewam-flux2-4b"], "prefix")
+    linear = 2 * 16 * (25 * 25_166_080 - 25 * 256)  # QK norms are no products
+    modulation = 2 * (1024 * (256 + 1024 + 6 * 1024 + 3 * 1024 + 2 * 1024) + 16 * 2 * 7 * 1024)
+    attention = 25 * 2 * 2 * 16 * (424 + 16) * 3072
+    assert plan.action_step == pytest.approx(linear + modulation + attention, rel=1e-4)
+
+
+def test_the_command_prints_a_table_and_writes_operations(tmp_path, capsys):
+    main(["bench", "cost", "--variants", "imagewam-ovis-u1", "--output", str(tmp_path / "cost.json")])
+    header, _, prefix, denoise = capsys.readouterr().out.splitlines()
+    assert header.count("|") == prefix.count("|") == denoise.count("|")
+    assert prefix.startswith("| imagewam-ovis-u1 | prefix | 1.127 | 0.786 |")
+    rows = json.loads((tmp_path / "cost.json").read_text())["cost"]
+    assert rows[0]["edit"] == 0 < rows[1]["edit"] and rows[0]["context"] == rows[1]["context"]
