@@ -61,14 +61,12 @@ class FeatureBackbone(EditingBackbone):
 
     def predict_velocity(self, target_latents, timestep, context, capture=False) -> tuple[Tensor, KVCache]:
         """u(z_t, t | o, l), and with `capture` the keys of the canvas, in which the observation is mixed in."""
-        call, cache = self.target_call(target_latents, timestep, context), KVCache(image_grid=context.image_grid)
-        if capture:
-            with self.tap.capture(key_mask=call.key_mask) as cache:
-                output = self.transformer(**call.kwargs, return_dict=False)[0]
-            cache.spans, cache.image_grid = call.spans, context.image_grid
-        else:
+        call = self.target_call(target_latents, timestep, context)
+        with self.tap.capture(key_mask=call.key_mask) as cache:
             output = self.transformer(**call.kwargs, return_dict=False)[0]
-        return self.velocity_of(output, target_latents, timestep), cache
+        cache.spans, cache.image_grid = call.spans, context.image_grid
+        velocity = self.velocity_of(output, target_latents, timestep)
+        return velocity, cache if capture else KVCache(image_grid=context.image_grid)
 
 
 def _check_that_the_canvas_is_all(config: ImageWAMConfig) -> None:
