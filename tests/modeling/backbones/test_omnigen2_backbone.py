@@ -90,24 +90,13 @@ def test_hands_over_what_the_pipeline_hands_over(pipeline, make_policy, image):
 
 @torch.no_grad()
 def test_velocities_lead_from_noise_to_data_as_the_pipelines_do(pipeline, make_policy, image):
-    """One Euler step of ours over the whole way is the pipeline's edit in one step."""
-    policy = make_policy(state_dim=0)
-    backbone = policy.backbone
-    prompt_embeds, _ = backbone.encode_instruction(*instruction_ids(policy))
-    latents, grid = backbone.encode_image(pixels(image))
+    """The pipeline's edit in one step is x_0 = x_1 - v, with v in our sign."""
+    backbone = make_policy().backbone
     (recorded,), expected = record_calls(pipeline, image, steps=1)
-    one = torch.ones(1)
-    # In the pipeline the context sees the target as well, so only the signs and the first context layer agree: compare
-    # with the network itself on everything at once.
-    whole = pipeline.transformer(**recorded)[0]
-    patches = backbone.encode_image(pixels(image))[0].shape[-1]
-    assert whole.shape[-1] == patches
-    stepped = recorded["hidden_states"] - backbone.velocity(whole)  # x_0 = x_1 - v
-    found = stepped.view(1, *GRID, 2, 2, 4).permute(0, 5, 1, 3, 2, 4).reshape(expected.shape)
+    velocity = backbone.velocity(pipeline.transformer(**recorded)[0])
+    found = recorded["hidden_states"] - velocity
+    found = found.view(1, *GRID, 2, 2, 4).permute(0, 5, 1, 3, 2, 4).reshape(expected.shape)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    context = backbone.encode_context(prompt_embeds, None, latents, grid, one)
-    velocity, _ = backbone.predict_velocity(recorded["hidden_states"], one, context)
-    assert torch.corrcoef(torch.stack([velocity.flatten(), backbone.velocity(whole).flatten()]))[0, 1] > 0.5
 
 
 @torch.no_grad()

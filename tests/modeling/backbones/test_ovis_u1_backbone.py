@@ -1,5 +1,7 @@
 """The family hands to Ovis-U1's network what its pipeline hands to it, and reads the words with the image."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -121,3 +123,20 @@ def test_codes_images_as_the_pipeline_does(pipeline, policy, image):
 
 def test_the_action_expert_has_the_backbones_width_by_default(pipeline):
     assert ImageWAMForActionPrediction.from_editing_pipeline(pipeline).config.action_hidden_size == 1536
+
+
+@pytest.mark.parametrize("time_dtype, expected", [("float32", 980.46875), ("model", 980.0)])
+@torch.no_grad()
+def test_published_times_are_rounded_as_a_thousand_of_them(pipeline, time_dtype, expected):
+    policy = ImageWAMForActionPrediction.from_editing_pipeline(
+        pipeline, action_dim=4, state_dim=0, action_hidden_size=24, time_dtype=time_dtype
+    )
+    policy = copy.deepcopy(policy).to(torch.bfloat16)
+    times = []
+    policy.backbone.transformer.time_text_embed.time_proj.register_forward_pre_hook(
+        lambda _, args: times.append(args[0])
+    )
+    text, latents = torch.zeros(1, 4, 48, dtype=torch.bfloat16), torch.zeros(1, 8, 16)
+    context = policy.backbone.encode_context(text, None, latents, (2, 4), torch.tensor([0.98046875]))
+    policy.backbone.predict_velocity(latents, torch.tensor([0.98046875]), context)
+    assert [time.item() for time in times] == [expected, expected]

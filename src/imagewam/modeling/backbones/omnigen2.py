@@ -130,7 +130,9 @@ class OmniGen2Backbone(EditingBackbone):
 
     def _native_time(self, timestep: Tensor) -> Tensor:
         """Our time as the network takes it."""
-        return 1 - timestep if self._is_native else timestep.to(self.transformer.dtype) * 1000
+        if self._is_native:
+            return 1 - timestep
+        return timestep.to(self.transformer.dtype if self.config.time_dtype == "model" else torch.float32) * 1000
 
     def velocity(self, output: Tensor) -> Tensor:
         return -output if self._is_native else output

@@ -99,7 +99,7 @@ class OvisU1Backbone(EditingBackbone):
         text, pooled = self.transformer.refine_text(prompt_embeds.to(dtype), prompt_mask)
         kwargs = {
             "hidden_states": image_latents.to(dtype),
-            "timestep": timestep,
+            "timestep": self._rounded(timestep),
             "encoder_hidden_states": text,
             "encoder_attention_mask": prompt_mask,
             "pooled_projections": pooled,
@@ -113,12 +113,18 @@ class OvisU1Backbone(EditingBackbone):
         no_text = context.pooled.new_zeros(len(target_latents), 0, context.pooled.shape[-1])
         kwargs = {
             "hidden_states": target_latents.to(self.transformer.dtype),
-            "timestep": timestep,
+            "timestep": self._rounded(timestep),
             "encoder_hidden_states": no_text,
             "pooled_projections": context.pooled,
             "img_ids": image_ids(context.image_grid, TARGET_INDEX, target_latents.device),
         }
         return TransformerCall(kwargs, token_spans(target=target_latents.shape[1]))
+
+    def _rounded(self, timestep: Tensor) -> Tensor:
+        """1000 t in the model's dtype, where released weights were trained so; the network itself keeps float32."""
+        if self.config.time_dtype != "model":
+            return timestep
+        return (timestep.to(self.transformer.dtype) * 1000).float() / 1000
 
     def action_rotary_emb(self, horizon: int, device: torch.device) -> tuple[Tensor, Tensor]:
         steps = torch.arange(horizon, device=device)
