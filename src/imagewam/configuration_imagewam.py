@@ -48,11 +48,13 @@ class ImageWAMConfig(PreTrainedConfig):
         target_offsets (`list[int]`, *optional*):
             How many steps ahead the target frames lie; several only for families that predict video. Default: one
             frame, `action_horizon` steps ahead.
-        edit_mode (`"denoise"` or `"prefix"`):
-            What actions attend to: the context and the target tokens after one editing step, or the context only.
+        edit_mode (`"denoise"`, `"prefix"`, `"joint"` or `"imagine"`):
+            What actions attend to: the context and the target tokens after one editing step; the context only; context
+            and a target that is denoised in lockstep with them; context and a target that was denoised in full before.
+            The last two are those of the video baseline, and need a fixed `context_timestep`.
         edit_timestep (`float`, *optional*):
             τ* in [0, 1], the image time of that step at inference (paper, Eq. 10). Default: 1 (pure noise) for
-            `"denoise"`, 0 for `"prefix"`.
+            `"denoise"`, else 0; it has no other value for `"joint"` and `"imagine"`.
         context_timestep (`"target"` or `float`):
             The time that modulates context tokens: a fixed number, or the sampled image time while training and
             `edit_timestep` at inference.
@@ -78,7 +80,7 @@ class ImageWAMConfig(PreTrainedConfig):
     action_hidden_size: int | None = None
     action_mlp_ratio: float = 4.0
     target_offsets: list[int] | None = None
-    edit_mode: Literal["denoise", "prefix"] = "denoise"
+    edit_mode: Literal["denoise", "prefix", "joint", "imagine"] = "denoise"
     edit_timestep: float | None = None
     context_timestep: float | int | Literal["target"] = "target"
     time_shift: float = 5.0
@@ -115,6 +117,14 @@ class ImageWAMConfig(PreTrainedConfig):
         for name in ("action_dim", "action_horizon", "action_hidden_size", "num_inference_steps"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.edit_mode in ("joint", "imagine"):
+            if self.context_timestep == "target":
+                raise ValueError(
+                    f"edit_mode={self.edit_mode!r} keeps one context for all image times: expected a fixed "
+                    "context_timestep such as 0, got 'target'"
+                )
+            if self.edit_timestep != 0:
+                raise ValueError(f"edit_mode={self.edit_mode!r} has no edit_timestep but 0, got {self.edit_timestep}")
         offsets = self.target_offsets
         if not offsets or offsets[0] < 1 or offsets != sorted(set(offsets)):
             raise ValueError(f"target_offsets must be rising steps ahead, at least 1, got {offsets}")

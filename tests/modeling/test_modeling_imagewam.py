@@ -320,7 +320,7 @@ def test_config_values_out_of_range_are_errors():
     for kwargs, message in [
         ({"edit_timestep": 1.5}, r"edit_timestep is a flow time in \[0, 1\], got 1.5"),
         ({"action_horizon": 0}, "action_horizon must be at least 1"),
-        ({"edit_mode": "joint"}, "edit_mode"),
+        ({"edit_mode": "guess"}, "edit_mode"),
         ({"backbone": {"transformer": {}}}, "must name its family"),
     ]:
         with pytest.raises(Exception, match=message):

@@ -27,9 +27,10 @@ class PolicyOptions:
         "How the action expert starts from the editing transformer (per_segment)."
     )
     backbone_options: str | None = option('The editing family\'s own options, as JSON: {"rope_dtype": "model"}.')
-    preset: Literal["paper", "published"] | None = option("Settings to start from: paper or published (paper).")
-    edit_mode: Literal["denoise", "prefix"] | None = option(
-        "denoise: actions see the target after one editing step; prefix: they do not."
+    preset: Literal["paper", "published", "fastwam"] | None = option("Settings to start from (paper).")
+    edit_mode: Literal["denoise", "prefix", "joint", "imagine"] | None = option(
+        "What actions see: the target after one editing step (denoise), no target (prefix), one denoised in lockstep "
+        "(joint) or in full before (imagine)."
     )
     edit_timestep: float | None = option("Time of that step, 1 = noise, 0 = data.")
     context_timestep: str | None = option("Time that modulates the context: a number, or `target`.")

@@ -5,7 +5,7 @@ context -> (target) -> actions. The same calls serve training and inference.
 """
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +98,7 @@ class ImageWAMForActionPrediction(PreTrainedModel):
         prompt_embeds `[B, L, text_dim]` with prompt_attention_mask `[B, L]`   instead of input_ids, attention_mask
         image_latents `[B, N, C]` with image_grid (rows, columns)              instead of pixel_values
         target_latents `[B, N, C]`                                             instead of target_pixel_values
-        latents, image_noise, action_noise, image_time, action_time            instead of random draws
+        latents, image_noise, action_noise, and times of image and action      instead of random draws
     """
 
     config_class = ImageWAMConfig
@@ -150,6 +150,7 @@ class ImageWAMForActionPrediction(PreTrainedModel):
         target_latents: Tensor | None = None,
         action_time: Tensor | None = None,
         image_time: Tensor | None = None,
+        imagined_time: Tensor | None = None,
         action_noise: Tensor | None = None,
         image_noise: Tensor | None = None,
     ) -> ImageWAMOutput:
@@ -164,6 +165,8 @@ class ImageWAMForActionPrediction(PreTrainedModel):
             action_is_pad: `[B, H]` bool, steps past the end of the episode.
             action_dim_is_pad: `[B, action_dim]` bool, dimensions this embodiment lacks.
             action_time, image_time: `[B]` in [0, 1].
+            imagined_time: `[B]`, that of the target which actions see in imagine mode; drawn as `image_time`, or 0
+                for every other sample.
             action_noise, image_noise: like the actions and the target latents.
 
         Raises:
@@ -195,11 +198,16 @@ class ImageWAMForActionPrediction(PreTrainedModel):
         if target_latents is not None:
             noise = torch.randn_like(target_latents) if image_noise is None else image_noise
             noisy = flow.interpolate(target_latents, noise, image_time)
-            denoise = self.config.edit_mode == "denoise"
-            image_velocity, target = self.backbone.predict_velocity(noisy, image_time, context, capture=denoise)
+            mode = self.config.edit_mode
+            capture = mode in ("denoise", "joint")
+            image_velocity, target = self.backbone.predict_velocity(noisy, image_time, context, capture=capture)
             weight = flow.loss_weight(image_time, self.config.loss_weighting)
             image_loss = flow.flow_matching_loss(image_velocity, flow.velocity_target(target_latents, noise), weight)
-            seen = context.cat(target) if denoise else context
+            if mode == "imagine":
+                time = self._imagined_time(imagined_time, batch_size, device)
+                noisy = flow.interpolate(target_latents, noise, time)
+                _, target = self.backbone.predict_velocity(noisy, time, context, capture=True)
+            seen = context if mode == "prefix" else context.cat(target)
 
         actions = actions.float()
         noise = torch.randn_like(actions) if action_noise is None else action_noise
@@ -261,9 +269,9 @@ class ImageWAMForActionPrediction(PreTrainedModel):
 
         Args:
             num_inference_steps: Euler steps; the config's by default.
-            generator: one for the batch, or one per sample. In denoise mode the image noise is drawn first.
+            generator: one for the batch, or one per sample. The image noise, if there is any, is drawn first.
             latents: `[B, H, action_dim]` initial action noise.
-            image_noise: `[B, N, C]` initial target noise; denoise mode only.
+            image_noise: `[B, N, C]` initial target noise; not in prefix mode.
             context: a cache from `encode_context` or `encode_edit`; else `inputs` are encoded now.
             output_attentions: also return attention weights.
             **inputs: as for `encode_context`.
@@ -275,9 +283,14 @@ class ImageWAMForActionPrediction(PreTrainedModel):
             )
         if context is None:
             context = self.encode_context(**inputs)
-        if self.config.edit_mode == "denoise" and "target" not in context.spans:
-            context = self.encode_edit(context, generator=generator, image_noise=image_noise)
-        device = context.layers[0].key.device
+        num_inference_steps = num_inference_steps or self.config.num_inference_steps
+        mode, device = self.config.edit_mode, context.layers[0].key.device
+        if mode in ("denoise", "imagine") and "target" not in context.spans:
+            context = self.encode_edit(
+                context, num_inference_steps=num_inference_steps, generator=generator, image_noise=image_noise
+            )
+        if mode == "joint":
+            target_latents = self._image_noise(context.batch_size, context.image_grid, device, generator, image_noise)
         shape = (context.batch_size, self.config.action_horizon, self.config.action_dim)
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device)
@@ -285,17 +298,22 @@ class ImageWAMForActionPrediction(PreTrainedModel):
             raise ValueError(f"latents must be {shape} (batch, horizon, action_dim), got {tuple(latents.shape)}")
         actions = latents.to(self._flow_dtype)
 
-        scheduler = self._schedule(num_inference_steps or self.config.num_inference_steps, device)
-        attentions = []
+        scheduler, image_scheduler = (self._schedule(num_inference_steps, device) for _ in range(2))
+        attentions, seen = [], context
         for t in scheduler.timesteps:
             time = (t / 1000).expand(shape[0])
-            velocity, weights = self._action_velocity(actions, time, context, output_attentions)
+            if mode == "joint":
+                velocity, target = self.backbone.predict_velocity(target_latents, time, context, capture=True)
+                velocity = velocity.to(target_latents.dtype)
+                target_latents = image_scheduler.step(velocity, t, target_latents, return_dict=False)[0]
+                seen = context.cat(target)
+            velocity, weights = self._action_velocity(actions, time, seen, output_attentions)
             actions = scheduler.step(velocity.to(actions.dtype), t, actions, return_dict=False)[0]
             attentions.append(weights)
         return ImageWAMActionOutput(
             actions=actions.float(),
             attentions=tuple(attentions) if output_attentions else None,
-            context_spans=context.spans,
+            context_spans=seen.spans,
             image_grid=context.image_grid,
         )
 
@@ -304,16 +322,30 @@ class ImageWAMForActionPrediction(PreTrainedModel):
         self,
         context: KVCache,
         *,
+        num_inference_steps: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         image_noise: Tensor | None = None,
     ) -> KVCache:
         """Context followed by the target tokens' keys and values at τ* = `edit_timestep` (paper, Eq. 10).
 
-        For τ* = 1 the target is pure noise; for τ* < 1 one Euler step first brings the noise from time 1 to τ*.
+        For τ* = 1 the target is pure noise; for τ* < 1 one Euler step first brings the noise from time 1 to τ*. In
+        imagine mode the target is denoised in full, and τ* is 0.
+
+        Args:
+            num_inference_steps: Euler steps of imagine mode; the config's by default.
+
+        Raises:
+            ValueError: in joint mode the target changes with every step of the actions.
         """
-        noise = self._image_noise(context, generator, image_noise)
+        if self.config.edit_mode == "joint":
+            raise ValueError("in edit_mode='joint' every step of the actions has its own target: nothing to keep")
+        device = context.layers[0].key.device
+        noise = self._image_noise(context.batch_size, context.image_grid, device, generator, image_noise)
         edit_time = self.config.edit_timestep
-        if edit_time < 1:
+        if self.config.edit_mode == "imagine":
+            num_steps = num_inference_steps or self.config.num_inference_steps
+            noise = self._denoise_target(noise, num_steps, lambda time: context)
+        elif edit_time < 1:
             velocity, _ = self.backbone.predict_velocity(noise, noise.new_ones(noise.shape[0]), context)
             noise = noise + (edit_time - 1) * velocity.float()
         time = noise.new_full(noise.shape[:1], edit_time)
@@ -336,22 +368,24 @@ class ImageWAMForActionPrediction(PreTrainedModel):
             **inputs: as for `encode_context`.
         """
         inputs = self._encoded(**inputs)
-        fixed = self.config.context_timestep
-        context = None
-        if fixed != "target":
-            context = self.encode_context(**inputs)
-        latents = None
-        scheduler = self._schedule(num_inference_steps, inputs["image_latents"].device)
-        for t in scheduler.timesteps:
-            time = (t / 1000).expand(inputs["image_latents"].shape[0])
-            if fixed == "target":
-                context = self.encode_context(**inputs, timestep=time)
-            if latents is None:
-                latents = self._image_noise(context, generator, image_noise)
-            velocity, _ = self.backbone.predict_velocity(latents, time, context)
-            latents = scheduler.step(velocity.to(latents.dtype), t, latents, return_dict=False)[0]
+        image_latents, grid = inputs["image_latents"], inputs["image_grid"]
+        context = None if self.config.context_timestep == "target" else self.encode_context(**inputs)
+        latents = self._denoise_target(
+            self._image_noise(len(image_latents), grid, image_latents.device, generator, image_noise),
+            num_inference_steps,
+            lambda time: context or self.encode_context(**inputs, timestep=time),
+        )
         with self._frozen():
-            return self.backbone.decode_target(latents, inputs["image_latents"], inputs["image_grid"]).float()
+            return self.backbone.decode_target(latents, image_latents, grid).float()
+
+    def _denoise_target(self, latents: Tensor, num_steps: int, context_at: Callable[[Tensor], KVCache]) -> Tensor:
+        """Target noise -> target, with the context as it is at each image time."""
+        scheduler = self._schedule(num_steps, latents.device)
+        for t in scheduler.timesteps:
+            time = (t / 1000).expand(len(latents))
+            velocity, _ = self.backbone.predict_velocity(latents, time, context_at(time))
+            latents = scheduler.step(velocity.to(latents.dtype), t, latents, return_dict=False)[0]
+        return latents
 
     # Inputs
 
@@ -419,7 +453,7 @@ class ImageWAMForActionPrediction(PreTrainedModel):
             with self._frozen():
                 target_latents = self.backbone.encode_target(target_pixel_values, pixel_values)
         if target_latents is None:
-            if self.config.edit_mode == "denoise" or self.config.image_loss_weight:
+            if self.config.edit_mode != "prefix" or self.config.image_loss_weight:
                 raise ValueError(
                     "training needs target_pixel_values or target_latents (the frames target_offsets steps ahead); "
                     "only edit_mode='prefix' with image_loss_weight=0 can do without"
@@ -498,12 +532,15 @@ class ImageWAMForActionPrediction(PreTrainedModel):
             time = flow.sample_time(batch_size, self.config.time_shift, device=device)
         return time.to(self._flow_dtype).float()
 
-    def _image_noise(self, context: KVCache, generator, image_noise: Tensor | None) -> Tensor:
-        rows, columns = context.image_grid
-        num_tokens = rows * columns * self.backbone.num_target_frames
-        shape = (context.batch_size, num_tokens, self.backbone.latent_channels)
+    def _imagined_time(self, time: Tensor | None, batch_size: int, device: torch.device) -> Tensor:
+        if time is not None:
+            return self._time(time, batch_size, device)
+        return self._time(None, batch_size, device) * (torch.rand(batch_size, device=device) < 0.5)
+
+    def _image_noise(self, batch_size: int, grid: Grid, device, generator, image_noise: Tensor | None) -> Tensor:
+        shape = (batch_size, grid[0] * grid[1] * self.backbone.num_target_frames, self.backbone.latent_channels)
         if image_noise is None:
-            return randn_tensor(shape, generator=generator, device=context.layers[0].key.device)
+            return randn_tensor(shape, generator=generator, device=device)
         if tuple(image_noise.shape) != shape:
             raise ValueError(f"image_noise must be {list(shape)}, got {list(image_noise.shape)}")
         return image_noise
