@@ -659,6 +659,7 @@ class ImageWAMForActionPrediction(PreTrainedModel):
             if info[kind]:
                 raise ValueError(f"{path} does not fit its own config.json: {kind} {sorted(info[kind])}")
         align_weights(policy)
+        policy.backbone.freeze_unused_weights()
         return (policy, info) if output_loading_info else policy
 
     @property

@@ -83,6 +83,7 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
         self.tokenizer, self.tokenizer_source = None, None
         self.transformer = transformer if transformer is not None else self.build_transformer()
         self.prepare_transformer()
+        self.freeze_unused_weights()
         self.tap = KVTap(self.transformer, self.is_context_attention)
 
     @property
@@ -103,6 +104,10 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
         """Write the network's whole config down; families also adapt it to their options, before it is tapped."""
         network = {k: v for k, v in self.transformer.config.items() if not k.startswith("_")}
         self.config.backbone = {**self.config.backbone, "transformer": network}
+
+    def freeze_unused_weights(self) -> None:
+        """No gradients for weights that reach no output, which would stop data-parallel training. Families that have
+        some say which. Loading a checkpoint gives gradients to all weights, so this runs again behind it."""
 
     def is_context_attention(self, name: str, module: nn.Module) -> bool:
         """Whether this attention layer's keys belong to the context. All layers, unless a family says otherwise."""
