@@ -3,17 +3,20 @@
 import tiny_flux2
 import tiny_flux2_klein_kv
 import tiny_flux3
+import tiny_omnigen
 import tiny_omnigen2
 import tiny_ovis_u1
 import tiny_wan
 
 # Each module has `pipeline(texts)`, whose tokens are 8 x 8 pixels, and `joint_call(network, text, mask, image, target,
 # grid, time)`: the arguments of one call of its network over [text | image | target], with positions as in two calls
-# (`JOINT_ORDER` where the network itself puts them in another order).
+# (`JOINT_ORDER` where the network itself puts them in another order, None where it keeps the target from the context
+# by itself).
 FAMILIES = {
     "flux2-klein": tiny_flux2,
     "flux2-klein-kv": tiny_flux2_klein_kv,
     "flux3": tiny_flux3,
+    "omnigen": tiny_omnigen,
     "omnigen2": tiny_omnigen2,
     "ovis-u1": tiny_ovis_u1,
     "wan2.2-ti2v": tiny_wan,

@@ -1,6 +1,7 @@
 import copy
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import AutoConfig, AutoModel
 
 import imagewam
 from imagewam import ImageWAMForActionPrediction
+from imagewam.modeling.backbones import family_of_pipeline
 from imagewam.modeling.frozen_parts import reference_to
 
 REPO, REVISION = "org/tiny-flux", "0123456789abcdef0123456789abcdef01234567"
@@ -27,7 +29,7 @@ def test_a_loaded_policy_gives_the_same_numbers_bit_for_bit(make_policy, observa
     assert not loaded.backbone.frozen  # nothing frozen is read before it is needed
     expected = policy.predict_action(**observation, generator=seeded()).actions
     assert torch.equal(loaded.predict_action(**observation, generator=seeded()).actions, expected)
-    assert sorted(loaded.backbone.frozen) == ["text_encoder", "vae"]
+    assert sorted(loaded.backbone.frozen) == sorted(loaded.backbone.frozen_loaders)
     for name, tensor in policy.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
 
@@ -57,8 +59,8 @@ def hub_cache(root: Path, pipeline) -> Path:
     """The pipeline's frozen parts as huggingface_hub leaves them on disk after a download."""
     folder = root / f"models--{REPO.replace('/', '--')}"
     snapshot = folder / "snapshots" / REVISION
-    pipeline.vae.save_pretrained(snapshot / "vae")
-    pipeline.text_encoder.save_pretrained(snapshot / "text_encoder")
+    for name in family_of_pipeline(pipeline).frozen_loaders:
+        getattr(pipeline, name).save_pretrained(snapshot / name)
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text(REVISION)
     return snapshot
@@ -72,7 +74,7 @@ def test_a_checkpoint_without_frozen_parts_names_and_loads_them(
         monkeypatch.setattr(name, str(tmp_path / "hub"))
     hub_cache(tmp_path / "hub", tiny_pipeline)
     policy = make_policy()
-    for name in ("vae", "text_encoder"):
+    for name in policy.backbone.frozen_loaders:
         policy.config.frozen_parts[name] = {"repo": REPO, "subfolder": name, "revision": REVISION}
     policy.save_pretrained(tmp_path / "policy")
     assert sorted(os.listdir(tmp_path / "policy")) == ["config.json", "model.safetensors"]
@@ -98,7 +100,7 @@ def test_a_pipeline_from_the_hub_cache_is_referred_to(tiny_pipeline, observation
     snapshot = hub_cache(tmp_path / "hub", tiny_pipeline)
     tiny_pipeline.save_pretrained(str(snapshot))
     policy = ImageWAMForActionPrediction.from_editing_pipeline(snapshot, state_dim=3, action_hidden_size=24).eval()
-    for name in ("vae", "text_encoder"):
+    for name in policy.backbone.frozen_loaders:
         expected = {"repo": REPO, "subfolder": name, "revision": REVISION}
         assert policy.config.frozen_parts[name] == expected
     assert policy.backbone.tokenizer_source == {"repo": REPO, "subfolder": "tokenizer", "revision": REVISION}
@@ -119,9 +121,8 @@ def test_saving_again_in_other_shards_leaves_no_stale_weights(make_policy, tmp_p
 
 def test_parts_that_no_repo_holds_must_be_saved(make_policy, tmp_path):
     policy = make_policy()
-    with pytest.raises(
-        ValueError, match=r"\['vae', 'text_encoder'\] were not loaded from a hub repo.*save_frozen=True"
-    ):
+    parts = re.escape(str(list(policy.backbone.frozen_loaders)))
+    with pytest.raises(ValueError, match=rf"{parts} were not loaded from a hub repo.*save_frozen=True"):
         policy.save_pretrained(tmp_path / "policy")
     assert os.listdir(tmp_path) == []
 
@@ -245,6 +246,7 @@ def test_lora_trains_the_editing_transformer_and_merges(make_policy, batch, obse
         "flux2-klein": 12 + 2 * 2,  # one double block, two single ones
         "flux2-klein-kv": 12 + 2 * 2,
         "flux3": 6 * (3 * 1 + len(blocks)),  # a block for each stream
+        "omnigen": 6 * len(blocks),
         "omnigen2": 7 * len(blocks),
         "ovis-u1": 2 * 16 + 2 * 5,
         "wan2.2-ti2v": 10 * len(blocks),
@@ -286,8 +288,9 @@ def test_one_frozen_part_can_be_saved_and_the_other_referred_to(make_policy, tmp
 
 
 def test_a_frozen_part_that_lacks_weights_is_an_error(make_policy, observation, tmp_path):
-    make_policy().save_pretrained(tmp_path, save_frozen=True)
-    for folder in ("vae", "text_encoder"):
+    policy = make_policy()
+    policy.save_pretrained(tmp_path, save_frozen=True)
+    for folder in policy.backbone.frozen_loaders:
         file = next((tmp_path / "frozen" / folder).glob("*.safetensors"))
         weights = load_file(file)
         removed = sorted(name for name in weights if name.endswith("norm.weight") or "conv_in" in name)[0]

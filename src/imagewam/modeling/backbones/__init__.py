@@ -1,6 +1,6 @@
 """One file per editing family."""
 
-from . import flux2, flux3, instruct_pix2pix, omnigen2, ovis_u1, wan
+from . import flux2, flux3, instruct_pix2pix, omnigen, omnigen2, ovis_u1, wan
 from .base import EditingBackbone, family_of_pipeline, get_family, register_family, supported_pipelines
 from .unsupported import UNSUPPORTED
 
@@ -12,6 +12,7 @@ __all__ = [
     "flux3",
     "get_family",
     "instruct_pix2pix",
+    "omnigen",
     "omnigen2",
     "ovis_u1",
     "register_family",
