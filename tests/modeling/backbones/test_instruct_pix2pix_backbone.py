@@ -165,6 +165,8 @@ def test_actions_see_the_self_attentions_over_the_canvas_in_execution_order(poli
     assert [layer.key.shape[1] for layer in seen.layers] == [32, 8, 2, 8, 8, 32, 32]
     shapes = [(g.num_kv_heads, g.head_dim) for g in backbone.attention_layers]
     assert [tuple(layer.key.shape[2:]) for layer in seen.layers] == shapes and len(set(shapes)) > 1
+    _, again = backbone.predict_velocity(noise, torch.ones(2), seen, capture=True)
+    assert torch.equal(again.layers[-1].key, seen.layers[-1].key)  # the observation is still told
     assert seen.spans == {"target": slice(0, 32)} and seen.image_grid == GRID and seen.batch_size == 2
 
 
@@ -200,6 +202,20 @@ def test_an_edit_time_below_one_takes_a_step_first():
         )
     found = policy.encode_edit(context, image_noise=noise)
     torch.testing.assert_close(found.layers[-1].key, expected.layers[-1].key, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["joint", "imagine"])
+def test_targets_that_are_denoised_beside_or_before_the_actions(mode):
+    policy = build_policy(edit_mode=mode, context_timestep=0)
+    policy(**training_batch(policy)).loss.backward()
+    assert not [name for name, p in policy.named_parameters() if p.grad is None]
+    inputs, latents = inputs_of(policy), torch.randn(2, 6, 4, generator=seeded(7))
+    noises = [torch.randn(2, 32, 4, generator=seeded(s)) for s in (8, 9)]
+    first, other = (
+        policy.predict_action(**inputs, latents=latents, image_noise=noise, num_inference_steps=2).actions
+        for noise in noises
+    )
+    assert first.isfinite().all() and not torch.equal(first, other)
 
 
 def test_a_training_step_moves_both_losses():
@@ -271,8 +287,11 @@ def test_adapters_go_to_every_attention():
 
 def test_what_a_canvas_cannot_do_is_refused_with_the_reason(policy):
     refused = [
-        ({"edit_mode": "prefix"}, "no context without a target.*expected edit_mode 'denoise', got 'prefix'"),
-        ({"preset": "published"}, "expected edit_mode 'denoise', got 'prefix'"),
+        (
+            {"edit_mode": "prefix"},
+            "no context without a target.*expected edit_mode 'denoise', 'joint' or 'imagine', got 'prefix'",
+        ),
+        ({"preset": "published"}, "got 'prefix'"),
         ({"context_timestep": 0}, "expected context_timestep 'target', got 0"),
         ({"weight_copy": "per_segment"}, "cannot start as a copy.*expected weight_copy 'auto' or None"),
     ]

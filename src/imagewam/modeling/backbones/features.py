@@ -1,8 +1,8 @@
 """Tier C: networks whose reference image shares the noisy canvas, so that there is no context without a target.
 
 Actions see the keys and values of one call over the canvas at the image time (τ* at inference). What holds for other
-families and not here: a context cannot be kept while a target is denoised, and `edit_mode="prefix"` and a context time
-of its own mean nothing.
+families and not here: keys of the context that are kept while a target is denoised, `edit_mode="prefix"`, and a time
+that modulates the context.
 """
 
 from abc import abstractmethod
@@ -71,12 +71,13 @@ class FeatureBackbone(EditingBackbone):
 
 def _check_that_the_canvas_is_all(config: ImageWAMConfig) -> None:
     family = config.backbone["family"]
-    if config.edit_mode != "denoise":
+    if config.edit_mode == "prefix":
         raise ValueError(
             f"{family} has no context without a target, its reference shares the target's canvas: "
-            f"expected edit_mode 'denoise', got {config.edit_mode!r}"
+            "expected edit_mode 'denoise', 'joint' or 'imagine', got 'prefix'"
         )
-    if config.context_timestep != "target":
+    # The other modes come with a fixed time, which has nothing to modulate here.
+    if config.edit_mode == "denoise" and config.context_timestep != "target":
         raise ValueError(
             f"{family} has no context tokens that a time of their own could modulate: "
             f"expected context_timestep 'target', got {config.context_timestep!r}"
