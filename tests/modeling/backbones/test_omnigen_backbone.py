@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from PIL import Image
+from tokenizers import processors
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import tiny_omnigen
@@ -189,6 +190,21 @@ def test_the_token_table_is_frozen_and_saved_with_the_policy(pipeline, tmp_path)
         "backbone.transformer.embed_tokens.weight"
     ]
     assert loaded.backbone.config.backbone["image_position"] == tiny_omnigen.IMAGE_POSITION
+
+
+@pytest.mark.parametrize("begins", [False, True], ids=["no first token", "a first token"])
+def test_prompts_are_the_pipelines_with_and_without_a_first_token(pipeline, begins):
+    if begins:
+        pipeline.tokenizer.bos_token = "<|im_start|>"
+        first = processors.TemplateProcessing(single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)])
+        pipeline.tokenizer.backend_tokenizer.post_processor = first
+    image = torch.zeros(3, 64, 96)
+    prompt = f"<img><|image_1|></img> {INSTRUCTION}"
+    expected = pipeline.multimodal_processor.process_multi_modal_prompt(prompt, [image])
+    (start, end), ids = expected["image_sizes"][0], expected["input_ids"]
+    backbone = make_policy(pipeline).backbone
+    assert instruction(backbone)[0][0].tolist() == ids[:start] + ids[end:]
+    assert backbone.config.backbone["image_position"] == start == tiny_omnigen.IMAGE_POSITION + begins
 
 
 def test_the_image_must_stand_in_front_of_the_instruction(pipeline):
