@@ -247,3 +247,15 @@ def test_decode_images_clips_and_checks_its_input(tiny):
     assert decoded.shape == (1, 2, 2, 3) and decoded.min() == 0 and decoded.max() == 255
     with pytest.raises(ValueError, match=r"expected images \[B, 3, H, W\], got \[3, 2, 2\]"):
         tiny.decode_images(images[0])
+
+
+def test_a_batch_may_have_several_target_frames_per_sample():
+    tiny, frames = processor(), [observation(seed)["images"] for seed in range(4)]
+    state = np.stack([observation()["state"]] * 2)
+    found = tiny(state=state, target_images=[frames[:2], frames[2:]], return_tensors="pt")["target_pixel_values"]
+    single = tiny(state=np.concatenate([state, state]), target_images=frames, return_tensors="pt")
+    assert torch.equal(found, single["target_pixel_values"].unflatten(0, (2, 2)))
+    with pytest.raises(ValueError, match="target_images of a batch must have one number of frames"):
+        tiny(state=state, target_images=[frames[:2], frames[:3]])
+    with pytest.raises(ValueError, match="target_images of sample 1"):
+        tiny(state=state, target_images=[frames[:2], [frames[0], {"wrist": frames[1]["wrist"]}]])

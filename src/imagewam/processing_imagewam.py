@@ -87,7 +87,7 @@ class ImageWAMProcessor(StoredProcessor):
         images: Images | Sequence[Images] | None = None,
         instruction: str | Sequence[str] | None = None,
         state: Any = None,
-        target_images: Images | Sequence[Images] | None = None,
+        target_images: Images | Sequence[Images] | Sequence[Sequence[Images]] | None = None,
         actions: Any = None,
         action_is_pad: Any = None,
         return_tensors: str | None = None,
@@ -98,13 +98,15 @@ class ImageWAMProcessor(StoredProcessor):
             images: camera name -> uint8 [H, W, 3] or PIL image. None if the policy gets `image_latents`.
             instruction: what to do, in words. None if the policy gets `prompt_embeds`.
             state: [Ds] or [B, Ds] in the robot's units.
-            target_images: training only; the cameras `horizon` steps ahead.
+            target_images: training only; the cameras `horizon` steps ahead. In a batch, each sample may have a list of
+                several frames.
             actions: training only; [horizon, Da] or [B, horizon, Da] as recorded, also when the policy's are relative.
             action_is_pad: training only; bool [horizon] or [B, horizon], true beyond the end of the episode.
             return_tensors: `"pt"` for torch tensors, None for numpy arrays.
 
         Returns:
-            `pixel_values`, `target_pixel_values`: float32 [B, 3, H, W] in [-1, 1], the canvas.
+            `pixel_values`, `target_pixel_values`: float32 [B, 3, H, W] in [-1, 1], the canvas; [B, T, 3, H, W] where
+                each sample has a list of T target frames.
             `input_ids`, `attention_mask`: int64 [B, L], right padded to the longest.
             `state`: float32 [B, Ds], `actions`: float32 [B, horizon, Da], both normalised.
             `action_is_pad`: bool [B, horizon].
@@ -145,15 +147,24 @@ class ImageWAMProcessor(StoredProcessor):
             batch["action_is_pad"] = _padding_flags(samples["action_is_pad"], horizon)
         return batch
 
-    def _pixel_values(self, samples: Sequence[Images], name: str) -> np.ndarray:
+    def _pixel_values(self, samples: Sequence[Images] | Sequence[Sequence[Images]], name: str) -> np.ndarray:
         canvases = []
         for index, images in enumerate(samples):
             try:
-                canvases.append(self.layout.compose(images))
+                canvases.append(self._canvas(images))
             except ValueError as error:
                 raise ValueError(f"{name} of sample {index}: {error}") from error
-        scaled = np.stack(canvases).transpose(0, 3, 1, 2).astype(np.float32) / 255
+        shapes = {canvas.shape for canvas in canvases}
+        if len(shapes) > 1:
+            raise ValueError(f"{name} of a batch must have one number of frames, got the canvases {sorted(shapes)}")
+        scaled = np.moveaxis(np.stack(canvases), -1, -3).astype(np.float32) / 255
         return 2 * scaled - 1  # in this order: the same float32 numbers as diffusers' image processor
+
+    def _canvas(self, images: Images | Sequence[Images]) -> np.ndarray:
+        """[H, W, 3], or [T, H, W, 3] of several frames."""
+        if isinstance(images, Mapping):
+            return self.layout.compose(images)
+        return np.stack([self.layout.compose(frame) for frame in images])
 
     def _tokenize(self, instructions: Sequence[str]) -> dict[str, np.ndarray]:
         instructions = [check_instruction(instruction) for instruction in instructions]

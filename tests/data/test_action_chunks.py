@@ -5,7 +5,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from imagewam import ImageWAMConfig
 from imagewam.data import ActionChunkDataset, LeRobotDataset
+from imagewam.training.checks import check_target_frames
 
 HORIZON = 5
 
@@ -32,6 +34,27 @@ def test_every_sample_stays_in_its_episode(dataset, episodes):
             np.testing.assert_allclose(sample["target_images"]["top"], frames[min(t + HORIZON, last)], atol=2)
             index += 1
     assert index == len(samples)
+
+
+def test_several_target_frames_stop_at_the_end_of_the_episode(dataset, episodes):
+    offsets = (2, 4, 5)
+    samples = ActionChunkDataset(dataset, HORIZON, cameras=["top"], target_offsets=offsets)
+    frames = episodes[0]["observation.images.top"]
+    last = len(frames) - 1
+    for t in (0, last - 3, last):
+        targets = samples[t]["target_images"]
+        assert len(targets) == 3
+        for offset, target in zip(offsets, targets, strict=True):
+            np.testing.assert_allclose(target["top"], frames[min(t + offset, last)], atol=2)
+        np.testing.assert_allclose(samples[t]["images"]["top"], frames[t], atol=2)
+
+
+def test_training_checks_that_dataset_and_policy_have_the_same_target_frames(dataset):
+    config = ImageWAMConfig(action_horizon=HORIZON, target_offsets=[1, 2, 3, 4])
+    check_target_frames(ActionChunkDataset(dataset, HORIZON, ["top"], target_offsets=(1, 2, 3, 4)), config)
+    check_target_frames(ActionChunkDataset(dataset, HORIZON, ["top"], with_images=False), config)
+    with pytest.raises(ValueError, match=r"target_offsets.*\[5\].*\[1, 2, 3, 4\]"):
+        check_target_frames(ActionChunkDataset(dataset, HORIZON, ["top"]), config)
 
 
 def test_types_of_a_sample(dataset):

@@ -26,7 +26,7 @@ class DataOptions:
     )
     camera_sizes: list[str] | None = option("HEIGHTxWIDTH on the canvas, one for all or one per camera (224x224).")
     rotate_180: list[str] | None = option("Cameras whose images are turned upside down.")
-    horizon: int | None = option("Actions per chunk, and steps to the target frame (16).")
+    horizon: int | None = option("Actions per chunk, and steps to the target frame (16; 32 in fastwam).")
     state_normalization: Literal["min_max", "mean_std", "quantiles"] | None = option(
         "min_max, mean_std or quantiles (min_max)."
     )
@@ -52,8 +52,12 @@ class DataOptions:
             raise ValueError(f"episodes {sorted(set(train) & set(held_out))} are both trained on and held out")
         return LeRobotDataset(self.dataset, train), LeRobotDataset(self.dataset, held_out) if held_out else None
 
-    def contract(self, dataset: LeRobotDataset) -> PolicyContract:
-        """The contract of a policy that is trained on this dataset with these options."""
+    def contract(self, dataset: LeRobotDataset, horizon: int = 16) -> PolicyContract:
+        """The contract of a policy that is trained on this dataset with these options.
+
+        Args:
+            horizon: where the options name none.
+        """
         cameras = self.cameras or dataset.camera_names
         repo = self.dataset_repo and {"repo": self.dataset_repo, "revision": self.dataset_revision}
         return PolicyContract(
@@ -66,7 +70,7 @@ class DataOptions:
                 relative_to_state=self._relative_to_state(dataset),
             ),
             fps=dataset.fps,
-            horizon=self.horizon or 16,
+            horizon=self.horizon or horizon,
             dataset=repo,
         )
 

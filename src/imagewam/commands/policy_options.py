@@ -28,6 +28,7 @@ class PolicyOptions:
     )
     backbone_options: str | None = option('The editing family\'s own options, as JSON: {"rope_dtype": "model"}.')
     preset: Literal["paper", "published", "fastwam"] | None = option("Settings to start from (paper).")
+    target_offsets: list[int] | None = option("Steps to each target frame; several for video (the horizon).")
     edit_mode: Literal["denoise", "prefix", "joint", "imagine"] | None = option(
         "What actions see: the target after one editing step (denoise), no target (prefix), one denoised in lockstep "
         "(joint) or in full before (imagine)."
@@ -43,8 +44,8 @@ class PolicyOptions:
     action_mlp_ratio: float | None = option("Width of its MLPs relative to it.")
 
     CONFIG = (
-        "edit_mode edit_timestep context_timestep time_shift loss_weighting action_loss_weight image_loss_weight"
-        " num_inference_steps action_hidden_size action_mlp_ratio"
+        "target_offsets edit_mode edit_timestep context_timestep time_shift loss_weighting action_loss_weight"
+        " image_loss_weight num_inference_steps action_hidden_size action_mlp_ratio"
     ).split()
 
     BUILD = "pipeline pipeline_revision tiny_vae_steps weight_copy backbone_options preset".split()

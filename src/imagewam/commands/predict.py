@@ -93,6 +93,7 @@ def predict(policy: Any, processor: Any, observation: dict[str, Any], options: P
         result |= {"recorded": observation["actions"], "mean_absolute_error": float(error.mean())}
     if options.edited_frame:
         frame = policy.predict_frame(**inputs, generator=generator(options))
+        frame = frame[:, -1] if frame.ndim == 5 else frame  # the last of a video
         with atomic_folder(Path(options.edited_frame).parent) as folder:
             Image.fromarray(processor.decode_images(frame)[0]).save(Path(folder, Path(options.edited_frame).name))
         print(f"edited frame: {options.edited_frame}")

@@ -49,7 +49,8 @@ def starting_policy(
 
 def new_policy(data: DataOptions, options: PolicyOptions, dataset: LeRobotDataset, seed: int) -> Start:
     """Policy and processor on an editing pipeline, with the dataset's contract."""
-    contract = data.contract(dataset)
+    preset = options.preset or "paper"
+    contract = data.contract(dataset, horizon=PRESETS[preset].get("action_horizon", 16))
     pipeline = options.pipeline
     if pipeline == "tiny":
         steps = 400 if options.tiny_vae_steps is None else options.tiny_vae_steps
@@ -59,7 +60,7 @@ def new_policy(data: DataOptions, options: PolicyOptions, dataset: LeRobotDatase
         pipeline,
         revision=options.pipeline_revision,
         dtype=dtype,
-        preset=options.preset or "paper",
+        preset=preset,
         weight_copy=options.weight_copy or "auto",
         backbone_options=options.backbone(),
         action_dim=dataset.action_dim,
@@ -80,6 +81,7 @@ def check_resumed(data: DataOptions, options: PolicyOptions, checkpoint: str, da
         given, saved = {name: mine[name] for name in names}, {name: theirs[name] for name in names}
     config = ImageWAMConfig.from_json_file(Path(checkpoint, CONFIG_NAME))
     settings = {**PRESETS.get(options.preset, {}), **options.config()}
+    settings.pop("action_horizon", None)  # compared as the contract's horizon, which may overrule the preset
     given |= settings
     saved |= {name: getattr(config, name) for name in settings}
     given |= options.backbone()

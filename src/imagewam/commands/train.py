@@ -47,10 +47,11 @@ def build_trainer(data: DataOptions, options: PolicyOptions, args: ImageWAMTrain
     policy, processor = starting_policy(data, options, args.resume_from_checkpoint, train, args.seed)
     cast_frozen_parts(policy, options.frozen_dtype, args.device)
     check_canvas_fits(policy, processor)
+    config = policy.config
     if options.lora_rank:
         check_weights_are_whole(args)
         policy = add_adapters(policy, options.lora_rank)
-    contract = processor.contract
+    contract, offsets = processor.contract, config.target_offsets
     relative = contract.action.relative_to_state
     is_new = not (options.checkpoint or args.resume_from_checkpoint)  # its statistics were computed just now
     datasets = [dataset for dataset in (train, held_out) if dataset is not None]
@@ -59,8 +60,8 @@ def build_trainer(data: DataOptions, options: PolicyOptions, args: ImageWAMTrain
         model=policy,
         args=args,
         processing_class=processor,
-        train_dataset=action_chunks(train, contract, with_images=not data.precompute),
-        eval_dataset=action_chunks(held_out, contract, with_images=not data.precompute),
+        train_dataset=action_chunks(train, contract, offsets, with_images=not data.precompute),
+        eval_dataset=action_chunks(held_out, contract, offsets, with_images=not data.precompute),
         data_collator=collator,
         train_statistics=None if is_new else compute_statistics(train, contract.horizon, relative),
         baselines=dataset_baselines(train),
@@ -74,11 +75,13 @@ def save_policy(trainer: ImageWAMTrainer) -> None:
 
 
 def action_chunks(
-    dataset: LeRobotDataset | None, contract: PolicyContract, with_images: bool
+    dataset: LeRobotDataset | None, contract: PolicyContract, target_offsets: Sequence[int], with_images: bool
 ) -> ActionChunkDataset | None:
-    """The dataset's samples in the contract's form."""
+    """The dataset's samples in the contract's form, with the target frames of the policy's config."""
     cameras = [camera.name for camera in contract.cameras]
-    return None if dataset is None else ActionChunkDataset(dataset, contract.horizon, cameras, with_images)
+    if dataset is None:
+        return None
+    return ActionChunkDataset(dataset, contract.horizon, cameras, with_images, target_offsets)
 
 
 def dataset_baselines(dataset: LeRobotDataset) -> dict[str, Baseline]:

@@ -1,4 +1,4 @@
-"""Training samples: a camera frame, the state, the next action chunk and the frame at its end."""
+"""Training samples: a camera frame, the state, the next action chunk and the frame at its end, or several."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,8 @@ class ActionChunkDataset(Dataset):
 
     A sample holds
         images: uint8 [H, W, 3] by camera name, at t
-        target_images: the same, at t + horizon, or at the episode's last frame where that comes first
+        target_images: the same, at t + horizon, or at the episode's last frame where that comes first; a list of them
+            where there are several target_offsets
         state: float32 [state_dim], at t
         actions: float32 [horizon, action_dim], at t ... t + horizon - 1; the last action repeats after the end
         action_is_pad: bool [horizon], True where an action lies after the end
@@ -24,12 +25,20 @@ class ActionChunkDataset(Dataset):
         horizon: number of actions in a chunk, H in the paper; 16 there.
         cameras: camera names, in the order in which they should be decoded.
         with_images: False leaves out both image entries and decodes nothing.
+        target_offsets: rising steps from t to each target frame; (horizon,) by default. A policy's are in its config.
 
     Raises:
         ValueError: the dataset lacks the state, the action or a camera, or a video is cut off.
     """
 
-    def __init__(self, dataset: LeRobotDataset, horizon: int, cameras: Sequence[str], with_images: bool = True):
+    def __init__(
+        self,
+        dataset: LeRobotDataset,
+        horizon: int,
+        cameras: Sequence[str],
+        with_images: bool = True,
+        target_offsets: Sequence[int] | None = None,
+    ):
         if horizon < 1:
             raise ValueError(f"horizon must be at least 1, got {horizon}")
         dataset.feature(STATE_KEY)
@@ -40,6 +49,7 @@ class ActionChunkDataset(Dataset):
             dataset.check_videos(cameras)
         self.dataset = dataset
         self.horizon = horizon
+        self.target_offsets = (horizon,) if target_offsets is None else tuple(target_offsets)
         self.cameras = tuple(cameras)
         self.with_images = with_images
 
@@ -66,12 +76,9 @@ class ActionChunkDataset(Dataset):
         steps = np.arange(self.horizon)
         return recorded[np.minimum(steps, len(recorded) - 1)], steps >= len(recorded)
 
-    def _images(self, episode_index: int, frame_index: int) -> dict[str, dict[str, np.ndarray]]:
-        target_index = min(frame_index + self.horizon, self.dataset.episode_lengths[episode_index] - 1)
-        frames = {
-            camera: self.dataset.frames(camera, episode_index, (frame_index, target_index)) for camera in self.cameras
-        }
-        return {
-            "images": {camera: frame for camera, (frame, _) in frames.items()},
-            "target_images": {camera: target for camera, (_, target) in frames.items()},
-        }
+    def _images(self, episode_index: int, frame_index: int) -> dict[str, dict | list[dict]]:
+        last = self.dataset.episode_lengths[episode_index] - 1
+        indices = [min(frame_index + offset, last) for offset in (0, *self.target_offsets)]
+        frames = [self.dataset.frames(camera, episode_index, indices) for camera in self.cameras]
+        now, *targets = (dict(zip(self.cameras, views, strict=True)) for views in zip(*frames, strict=True))
+        return {"images": now, "target_images": targets[0] if len(targets) == 1 else targets}

@@ -50,6 +50,13 @@ def check_recording_matches_contract(dataset: LeRobotDataset, contract: PolicyCo
     _raise_if_different("dataset", found, "contract", expected)
 
 
+def check_target_frames(dataset: Dataset, config: ImageWAMConfig) -> None:
+    """Raise ValueError unless a dataset with images has the target frames that the policy predicts."""
+    if isinstance(dataset, ActionChunkDataset) and dataset.with_images:
+        found, expected = {"target_offsets": list(dataset.target_offsets)}, {"target_offsets": config.target_offsets}
+        _raise_if_different("dataset", found, "policy config", expected)
+
+
 def _check_sample(sample: Mapping[str, Any], contract: PolicyContract) -> None:
     if "images" in sample:
         _check_cameras(set(sample["images"]), contract)

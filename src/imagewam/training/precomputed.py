@@ -25,7 +25,8 @@ class PrecomputedCollator:
         datasets: all that samples will be drawn from; episode numbers must mean the same in each.
 
     Raises:
-        ValueError: the policy's text encoder sees the image, so that words cannot be encoded once.
+        ValueError: the policy's text encoder sees the image, so that words cannot be encoded once; or it predicts
+            video, in which future frames are coded behind the current one.
     """
 
     def __init__(
@@ -36,8 +37,10 @@ class PrecomputedCollator:
     ):
         if policy.backbone.text_sees_image:
             raise ValueError(f"{policy.backbone.family} reads the words with the image: no text can be encoded once")
+        if policy.backbone.predicts_video:
+            raise ValueError(f"{policy.backbone.family} codes frames behind others: none can be encoded once")
         self.processor = processor
-        self.horizon = processor.contract.horizon
+        (self.target_offset,) = policy.config.target_offsets
         self._latents: dict[int, torch.Tensor] = {}  # episode -> [frames, N, C]
         for dataset in datasets:
             for episode in tqdm(dataset.episode_lengths, desc="encoding frames", unit="episode"):
@@ -59,7 +62,7 @@ class PrecomputedCollator:
         batch["prompt_embeds"] = pad_sequence(prompts, batch_first=True)
         batch["prompt_attention_mask"] = pad_sequence(masks, batch_first=True)
         batch["image_latents"] = torch.stack([self._latent(sample, ahead=0) for sample in samples])
-        batch["target_latents"] = torch.stack([self._latent(sample, ahead=self.horizon) for sample in samples])
+        batch["target_latents"] = torch.stack([self._latent(sample, ahead=self.target_offset) for sample in samples])
         batch["image_grid"] = self._grid  # no tensor: nothing may split it along the batch
         return batch
 

@@ -15,7 +15,12 @@ from ..modeling.modeling_imagewam import ImageWAMForActionPrediction
 from .arguments import ImageWAMTrainingArguments
 from .baselines import Baseline
 from .checkpoints import last_complete_checkpoint, replace_checkpoint
-from .checks import check_canvas_fits, check_dataset_matches_contract, check_policy_matches_contract
+from .checks import (
+    check_canvas_fits,
+    check_dataset_matches_contract,
+    check_policy_matches_contract,
+    check_target_frames,
+)
 from .evaluation_loop import (
     LOSS_NAMES,
     TRAINING_INPUTS,
@@ -97,6 +102,7 @@ class ImageWAMTrainer(Trainer):
         for dataset in (train_dataset, *eval_datasets):
             if dataset is not None:
                 check_dataset_matches_contract(dataset, processor.contract)
+                check_target_frames(dataset, model.config)
         if args.check_statistics and train_statistics is not None:
             processor.check_statistics(train_statistics)
         if not args.save_frozen:
