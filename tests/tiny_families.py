@@ -6,6 +6,7 @@ import tiny_flux3
 import tiny_omnigen
 import tiny_omnigen2
 import tiny_ovis_u1
+import tiny_qwen_image21
 import tiny_wan
 
 # Each module has `pipeline(texts)`, whose tokens are 8 x 8 pixels, and `joint_call(network, text, mask, image, target,
@@ -19,5 +20,6 @@ FAMILIES = {
     "omnigen": tiny_omnigen,
     "omnigen2": tiny_omnigen2,
     "ovis-u1": tiny_ovis_u1,
+    "qwen-image-21": tiny_qwen_image21,
     "wan2.2-ti2v": tiny_wan,
 }

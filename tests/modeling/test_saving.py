@@ -103,7 +103,8 @@ def test_a_pipeline_from_the_hub_cache_is_referred_to(tiny_pipeline, observation
     for name in policy.backbone.frozen_loaders:
         expected = {"repo": REPO, "subfolder": name, "revision": REVISION}
         assert policy.config.frozen_parts[name] == expected
-    assert policy.backbone.tokenizer_source == {"repo": REPO, "subfolder": "tokenizer", "revision": REVISION}
+    expected = {"repo": REPO, "subfolder": policy.backbone.tokenizer_component, "revision": REVISION}
+    assert policy.backbone.tokenizer_source == expected
     policy.save_pretrained(tmp_path / "policy")
     loaded = ImageWAMForActionPrediction.from_pretrained(tmp_path / "policy")
     expected = policy.predict_action(**observation, generator=seeded()).actions
@@ -249,6 +250,7 @@ def test_lora_trains_the_editing_transformer_and_merges(make_policy, batch, obse
         "omnigen": 6 * len(blocks),
         "omnigen2": 7 * len(blocks),
         "ovis-u1": 2 * 16 + 2 * 5,
+        "qwen-image-21": 7 * len(blocks),
         "wan2.2-ti2v": 10 * len(blocks),
     }
     assert sum("lora_A" in name for name in trained) == expected[policy.backbone.family]

@@ -1,6 +1,6 @@
 """One file per editing family."""
 
-from . import flux2, flux3, instruct_pix2pix, omnigen, omnigen2, ovis_u1, wan
+from . import flux2, flux3, instruct_pix2pix, omnigen, omnigen2, ovis_u1, qwen_image21, wan
 from .base import EditingBackbone, family_of_pipeline, get_family, register_family, supported_pipelines
 from .unsupported import UNSUPPORTED
 
@@ -15,6 +15,7 @@ __all__ = [
     "omnigen",
     "omnigen2",
     "ovis_u1",
+    "qwen_image21",
     "register_family",
     "supported_pipelines",
     "wan",

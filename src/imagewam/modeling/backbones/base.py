@@ -64,6 +64,8 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
     text_sees_image: ClassVar[bool] = False
     # How the processor words an instruction for this family's text encoder.
     default_prompt_format: ClassVar[dict[str, Any]]
+    # Name of the tokenizer, or of the processor that has it, among the pipeline's components.
+    tokenizer_component: ClassVar[str] = "tokenizer"
     action_expert_class: ClassVar[type[ActionExpert]] = Flux2ActionExpert
     # Whether the action expert has the form of the editing blocks, so that it can start as a copy of them.
     copies_weights: ClassVar[bool] = True
@@ -290,9 +292,10 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
             self.attach_frozen(name, module)
             path = getattr(module, "name_or_path", None) or getattr(module.config, "_name_or_path", None)
             self.config.frozen_parts[name] = reference_to(path, name, source, revision)
-        self.tokenizer = pipeline.tokenizer
-        path = getattr(pipeline.tokenizer, "name_or_path", None)
-        self.tokenizer_source = reference_to(path, "tokenizer", source, revision)
+        component = getattr(pipeline, self.tokenizer_component)
+        self.tokenizer = getattr(component, "tokenizer", component)
+        path = getattr(self.tokenizer, "name_or_path", None)
+        self.tokenizer_source = reference_to(path, self.tokenizer_component, source, revision)
 
 
 _FAMILIES: dict[str, type[EditingBackbone]] = {}

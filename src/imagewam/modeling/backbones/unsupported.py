@@ -14,7 +14,7 @@ _CLASSES: dict[str, str] = {
         QwenImageEditPipeline QwenImageEditPlusPipeline ZImageOmniPipeline
     """,
     f"{_NOT_BUILT}: its own context sees no target (tier A)": """
-        BriaFibo2Pipeline Flux3DistilledModularPipeline QwenImage21Pipeline
+        BriaFibo2Pipeline Flux3DistilledModularPipeline
     """,
     f"{_NOT_BUILT}: its references see themselves only, the instruction stays with the target": """
         GlmImagePipeline
