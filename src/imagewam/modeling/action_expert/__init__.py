@@ -1,6 +1,7 @@
 """The action transformer, in the block form of each kind of backbone."""
 
 from .base import ActionExpert, AttentionGeometry
+from .flux1 import Flux1ActionExpert
 from .flux2 import Flux2ActionExpert
 from .omnigen2 import OmniGen2ActionExpert
 from .ovis_u1 import OvisU1ActionExpert
@@ -9,6 +10,7 @@ from .wan import WanActionExpert
 __all__ = [
     "ActionExpert",
     "AttentionGeometry",
+    "Flux1ActionExpert",
     "Flux2ActionExpert",
     "OmniGen2ActionExpert",
     "OvisU1ActionExpert",
