@@ -76,6 +76,29 @@ def test_prompt_formats_raw_system_message_and_parts(tokenizer):
     assert tokenizer.decode(tiny(**observation())["input_ids"][0]) == expected
 
 
+def test_a_second_tokenizer_reads_the_same_prompt_in_its_own_format(tokenizer, tiny):
+    second = {**CHAT_FORMAT, "chat_template_kwargs": None, "max_length": 40, "padding": "max_length"}
+    two = processor(
+        tokenizer=tokenizer, tokenizer_2=tiny_tokenizer(), prompt_format={**CHAT_FORMAT, "tokenizer_2": second}
+    )
+    batch, single = two(**observation(), return_tensors="pt"), tiny(**observation(), return_tensors="pt")
+    assert set(batch) == {*single, "input_ids_2", "attention_mask_2"} == set(two.model_input_names)
+    assert torch.equal(batch["input_ids"], single["input_ids"])
+    ids, mask = batch["input_ids_2"][0], batch["attention_mask_2"][0].bool()
+    assert ids.shape == (40,) and not mask.all()
+    text = "A video recorded from a robot's point of view executing the following instruction: open the drawer"
+    assert tokenizer.decode(ids[mask]) == text
+
+
+def test_an_instruction_must_fit_both_text_encoders(tokenizer):
+    second = {**CHAT_FORMAT, "max_length": 3}
+    two = processor(tokenizer=tokenizer, tokenizer_2=tokenizer, prompt_format={**CHAT_FORMAT, "tokenizer_2": second})
+    with pytest.raises(ValueError, match="tokens with its prompt, the text encoder takes 3"):
+        two(**observation())
+    with pytest.raises(ValueError, match="two tokenizers at most"):
+        check_prompt_format({**CHAT_FORMAT, "tokenizer_2": {**second, "tokenizer_2": second}})
+
+
 LITERAL = {**CHAT_FORMAT, "chat_template_kwargs": None, "text": "<|im_start|>user\n<image>\n{prompt}<|im_end|>\n"}
 
 
@@ -237,6 +260,7 @@ def test_incomplete_parts_are_refused(changes, message):
 
 def test_for_policy_takes_the_prompt_from_the_backbone(tokenizer):
     backbone = SimpleNamespace(prompt_format=CHAT_FORMAT, tokenizer=tokenizer, tokenizer_source=None)
+    backbone.tokenizer_2, backbone.tokenizer_2_source = None, None
     tiny = ImageWAMProcessor.for_policy(SimpleNamespace(backbone=backbone), contract(), statistics())
     assert tiny.tokenizer is tokenizer and tiny.prompt_format == check_prompt_format(CHAT_FORMAT)
 

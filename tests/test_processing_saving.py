@@ -81,6 +81,36 @@ def test_no_saved_file_holds_a_local_path(tokenizer, tmp_path):
             assert str(tmp_path) not in (tmp_path / folder / name).read_text()
 
 
+TWO_TOKENIZERS = {**CHAT_FORMAT, "tokenizer_2": {**CHAT_FORMAT, "chat_template_kwargs": None}}
+
+
+def test_a_second_tokenizer_is_saved_beside_the_first(tokenizer, tmp_path, no_network):
+    first = processor(tokenizer=tokenizer, tokenizer_2=tiny_tokenizer(), prompt_format=TWO_TOKENIZERS)
+    first.save_pretrained(tmp_path / "policy")
+    config = saved_config(tmp_path / "policy")
+    assert config["tokenizer_source"] == OWN_SOURCE
+    assert config["tokenizer_2_source"] == {**OWN_SOURCE, "subfolder": "frozen/tokenizer_2"}
+    (tmp_path / "policy").rename(tmp_path / "moved")
+    again = ImageWAMProcessor.from_pretrained(tmp_path / "moved")
+    assert again._tokenizer is None and again._tokenizer_2 is None  # loaded on first use
+    before, after = first(**observation()), again(**observation())
+    assert set(before) == set(again.model_input_names)
+    assert all((before[name] == after[name]).all() for name in before)
+
+
+def test_each_tokenizer_is_referred_to_or_saved_on_its_own(tokenizer, tmp_path, no_network):
+    sources = {"tokenizer_source": HUB_SOURCE, "tokenizer_2": tokenizer}
+    processor(**sources, prompt_format=TWO_TOKENIZERS).save_pretrained(tmp_path)
+    config = saved_config(tmp_path)
+    assert config["tokenizer_source"] == HUB_SOURCE and config["tokenizer_2_source"]["repo"] is None
+    assert [path.name for path in (tmp_path / "frozen").iterdir()] == ["tokenizer_2"]
+
+
+def test_a_missing_second_tokenizer_is_named(tokenizer):
+    with pytest.raises(ValueError, match="has no tokenizer_2: .*prompt_embeds"):
+        processor(tokenizer=tokenizer, prompt_format=TWO_TOKENIZERS)(**observation())
+
+
 def test_a_failed_save_leaves_the_old_checkpoint(tokenizer, tmp_path, monkeypatch):
     first = processor(tokenizer=tokenizer)
     first.save_pretrained(tmp_path)

@@ -37,6 +37,7 @@ class ImageWAMProcessor(StoredProcessor):
         tokenizer_source: `{"repo", "subfolder", "revision"}`; a `repo` of None means the checkpoint's own folder.
         prompt_format: form of prompt that the backbone expects; see `processing.prompt.check_prompt_format`.
         instruction_template: text with `{instruction}` in it.
+        tokenizer_2, tokenizer_2_source: the same, for a backbone with a second text encoder.
 
     Raises:
         ValueError: statistics or prompt format are incomplete, or do not match the contract.
@@ -51,8 +52,10 @@ class ImageWAMProcessor(StoredProcessor):
         tokenizer_source: dict[str, str | None] | None = None,
         prompt_format: dict[str, Any] | None = None,
         instruction_template: str = INSTRUCTION_TEMPLATE,
+        tokenizer_2: PreTrainedTokenizerBase | None = None,
+        tokenizer_2_source: dict[str, str | None] | None = None,
     ):
-        super().__init__(tokenizer, tokenizer_source)
+        super().__init__(tokenizer, tokenizer_source, tokenizer_2, tokenizer_2_source)
         contract = contract if isinstance(contract, PolicyContract) else PolicyContract.from_dict(contract)
         self.statistics = canonical_statistics(statistics)
         self.contract = _sign(contract, statistics_hash(self.statistics))
@@ -71,7 +74,7 @@ class ImageWAMProcessor(StoredProcessor):
         statistics: Statistics,
         instruction_template: str = INSTRUCTION_TEMPLATE,
     ) -> "ImageWAMProcessor":
-        """Processor with the tokenizer and the prompt format of `policy.backbone`."""
+        """Processor with the tokenizers and the prompt format of `policy.backbone`."""
         backbone = policy.backbone
         return cls(
             contract=contract,
@@ -80,6 +83,8 @@ class ImageWAMProcessor(StoredProcessor):
             tokenizer_source=backbone.tokenizer_source,
             prompt_format=backbone.prompt_format,
             instruction_template=instruction_template,
+            tokenizer_2=backbone.tokenizer_2,
+            tokenizer_2_source=backbone.tokenizer_2_source,
         )
 
     def __call__(
@@ -108,6 +113,7 @@ class ImageWAMProcessor(StoredProcessor):
             `pixel_values`, `target_pixel_values`: float32 [B, 3, H, W] in [-1, 1], the canvas; [B, T, 3, H, W] where
                 each sample has a list of T target frames.
             `input_ids`, `attention_mask`: int64 [B, L], right padded to the longest.
+            `input_ids_2`, `attention_mask_2`: the same of the second tokenizer, where the backbone has one.
             `state`: float32 [B, Ds], `actions`: float32 [B, horizon, Da], both normalised.
             `action_is_pad`: bool [B, horizon].
 
@@ -170,7 +176,11 @@ class ImageWAMProcessor(StoredProcessor):
         instructions = [check_instruction(instruction) for instruction in instructions]
         if self.prompt_format is None:
             raise ValueError("this processor has no prompt_format: it cannot tell how its text encoder is prompted")
-        return tokenize(self.tokenizer, instructions, self.instruction_template, self.prompt_format)
+        tokens = tokenize(self.tokenizer, instructions, self.instruction_template, self.prompt_format)
+        if (second := self.prompt_format["tokenizer_2"]) is not None:
+            tokens_2 = tokenize(self.tokenizer_2, instructions, self.instruction_template, second)
+            tokens |= {f"{name}_2": values for name, values in tokens_2.items()}
+        return tokens
 
     def decode_actions(self, actions: torch.Tensor | np.ndarray, state: Any = None) -> np.ndarray:
         """Normalised actions of the policy -> float32 [B, H, Da] in the robot's units; nothing is clamped.
@@ -213,7 +223,7 @@ class ImageWAMProcessor(StoredProcessor):
             "processor_class": type(self).__name__,
             "contract": self.contract.to_dict(),
             "statistics": self.statistics,
-            "tokenizer_source": self.saved_tokenizer_source(save_frozen=False),
+            **self.saved_tokenizer_sources(save_frozen=False),
             "prompt_format": self.prompt_format,
             "instruction_template": self.instruction_template,
         }
@@ -226,7 +236,14 @@ class ImageWAMProcessor(StoredProcessor):
     @property
     def model_input_names(self) -> list[str]:
         """Names of what `__call__` returns for an observation; the first is the main input."""
-        return ["pixel_values", "input_ids", "attention_mask", "state"]
+        second = self.prompt_format is not None and self.prompt_format["tokenizer_2"] is not None
+        return [
+            "pixel_values",
+            "input_ids",
+            "attention_mask",
+            *(("input_ids_2", "attention_mask_2") if second else ()),
+            "state",
+        ]
 
     def check_statistics(self, statistics: Statistics, dataset: Mapping[str, str | None] | None = None) -> None:
         """Make sure that a dataset's statistics are those that this policy was trained with.

@@ -34,12 +34,14 @@ def observation(tiny_pipeline):
     generator = torch.Generator().manual_seed(2)
     prompt_format = check_prompt_format(family_of_pipeline(tiny_pipeline).default_prompt_format)
     tokens = tokenize(tiny_pipeline.tokenizer, INSTRUCTIONS, "{instruction}", prompt_format)
+    if (second := prompt_format["tokenizer_2"]) is not None:
+        tokens_2 = tokenize(tiny_pipeline.tokenizer_2, INSTRUCTIONS, "{instruction}", second)
+        tokens |= {f"{name}_2": values for name, values in tokens_2.items()}
     tokens = {name: torch.from_numpy(values) for name, values in tokens.items()}
     assert not tokens["attention_mask"].all()
     return {
         "pixel_values": torch.rand(2, 3, 16, 32, generator=generator) * 2 - 1,
-        "input_ids": tokens["input_ids"],
-        "attention_mask": tokens["attention_mask"],
+        **tokens,
         "state": torch.randn(2, 3, generator=generator),
     }
 

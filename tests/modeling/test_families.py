@@ -57,16 +57,25 @@ def token_inputs(policy, ragged):
     return text, mask, image, target
 
 
+def pooled_text(policy, batch_size=2):
+    """The pooled instruction embedding, for families that take one."""
+    if policy.backbone.pooled_dim is None:
+        return {}
+    generator = torch.Generator().manual_seed(1)
+    return {"pooled_prompt_embeds": torch.randn(batch_size, policy.backbone.pooled_dim, generator=generator)}
+
+
 @pytest.mark.parametrize("ragged", [False, True], ids=["even", "ragged"])
 @torch.no_grad()
 def test_two_calls_equal_one_masked_pass(make_policy, monkeypatch, ragged):
     policy = make_policy()
     backbone, network = policy.backbone, policy.backbone.transformer
     text, mask, image, target = token_inputs(policy, ragged)
-    context = backbone.encode_context(text, mask, image, GRID, TARGET_TIME)
+    pooled = pooled_text(policy)
+    context = backbone.encode_context(text, mask, image, GRID, TARGET_TIME, **pooled)
     found, _ = backbone.predict_velocity(target, TARGET_TIME, context)
     tiny = FAMILIES[backbone.family]
-    call = tiny.joint_call(network, text, mask, image, target, GRID, TARGET_TIME)
+    call = tiny.joint_call(network, text, mask, image, target, GRID, TARGET_TIME, **pooled)
     order = getattr(tiny, "JOINT_ORDER", ("text", "image", "target"))
     if order is not None:
         hide_target_from_context(monkeypatch, network, text.shape[1], image.shape[1], mask, order)
@@ -77,15 +86,16 @@ def test_two_calls_equal_one_masked_pass(make_policy, monkeypatch, ragged):
 
 @torch.no_grad()
 def test_neither_context_nor_target_depends_on_what_it_must_not_see(make_policy):
-    backbone = make_policy().backbone
-    text, mask, image, target = token_inputs(make_policy(), ragged=True)
-    context = backbone.encode_context(text, mask, image, GRID, CONTEXT_TIME)
+    policy = make_policy()
+    backbone, pooled = policy.backbone, pooled_text(policy)
+    text, mask, image, target = token_inputs(policy, ragged=True)
+    context = backbone.encode_context(text, mask, image, GRID, CONTEXT_TIME, **pooled)
     velocity, _ = backbone.predict_velocity(target, TARGET_TIME, context)
     other = text.masked_fill(~mask[..., None], 7.0)  # other padding
-    context = backbone.encode_context(other, mask, image, GRID, CONTEXT_TIME)
+    context = backbone.encode_context(other, mask, image, GRID, CONTEXT_TIME, **pooled)
     torch.testing.assert_close(backbone.predict_velocity(target, TARGET_TIME, context)[0], velocity, atol=1e-6, rtol=0)
     for changed in ((text.flip(0), mask, image), (text, mask, image.flip(0))):
-        context = backbone.encode_context(*changed, GRID, CONTEXT_TIME)
+        context = backbone.encode_context(*changed, GRID, CONTEXT_TIME, **pooled)
         assert not torch.allclose(backbone.predict_velocity(target, TARGET_TIME, context)[0], velocity, atol=1e-3)
 
 
@@ -99,7 +109,7 @@ def test_an_expert_with_all_of_the_weights_is_the_editing_network_for_its_image_
     backbone, network = policy.backbone, policy.backbone.transformer
     text, _, image, target = (x if x is None else x[:1] for x in token_inputs(policy, ragged=False))
     time = TARGET_TIME[:1]
-    context = backbone.encode_context(text, None, image, GRID, time)
+    context = backbone.encode_context(text, None, image, GRID, time, **pooled_text(policy, 1))
     states, rotaries = {}, []
     embedded = {"omnigen2": lambda: network.noise_refiner[-1]}.get(backbone.family, lambda: network.x_embedder)()
     handles = [
@@ -112,7 +122,8 @@ def test_an_expert_with_all_of_the_weights_is_the_editing_network_for_its_image_
         handle.remove()
 
     width = network.x_embedder.out_features
-    layer = {"omnigen2": "layers.0.feed_forward.linear_2", "ovis-u1": "transformer_blocks.0.ff.net.2"}
+    flux1 = "transformer_blocks.0.ff.net.2"
+    layer = {"omnigen2": "layers.0.feed_forward.linear_2", "ovis-u1": flux1, "flux-kontext": flux1}
     mlp = network.get_submodule(layer.get(backbone.family, "transformer_blocks.0.ff.linear_out")).in_features
     expert = backbone.action_expert_class(backbone.attention_layers, 4, width, mlp / width)
     copy_editing_weights(expert, network)
@@ -145,7 +156,8 @@ def test_the_copied_time_embedding_gets_times_as_the_network_counts_them(make_po
     )
     handle = network.get_submodule(embedder).register_forward_hook(lambda module, args, output: states.append(output))
     text, _, image, target = token_inputs(policy, ragged=False)
-    backbone.predict_velocity(target, TARGET_TIME, backbone.encode_context(text, None, image, GRID, CONTEXT_TIME))
+    context = backbone.encode_context(text, None, image, GRID, CONTEXT_TIME, **pooled_text(policy))
+    backbone.predict_velocity(target, TARGET_TIME, context)
     handle.remove()
     torch.testing.assert_close(states[-1], found, atol=5e-6, rtol=0)
 

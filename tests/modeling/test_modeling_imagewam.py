@@ -14,9 +14,22 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def token_ids(inputs):
+    names = ("input_ids", "attention_mask", "input_ids_2", "attention_mask_2")
+    return {name: inputs[name] for name in names if name in inputs}
+
+
 @torch.no_grad()
 def encoded(policy, inputs):
-    return policy.backbone.encode_instruction(inputs["input_ids"], inputs["attention_mask"], inputs["pixel_values"])
+    return policy.backbone.encode_instruction(**token_ids(inputs), pixel_values=inputs["pixel_values"])
+
+
+@torch.no_grad()
+def pooled(policy, inputs):
+    """What `predict_action` and `forward` need beside `prompt_embeds`."""
+    if policy.backbone.pooled_dim is None:
+        return {}
+    return {"pooled_prompt_embeds": policy.backbone.encode_pooled_instruction(**token_ids(inputs))}
 
 
 def sample(inputs, index):
@@ -54,7 +67,7 @@ def test_padding_to_512_tokens_changes_nothing(make_policy, observation, mode, n
     embeds, mask = encoded(policy, observation)
     pads = 512 - mask.shape[1]
     padded = torch.cat([embeds, torch.full((2, pads, embeds.shape[-1]), 7.0)], dim=1)
-    inputs = {name: observation[name] for name in ("pixel_values", "state")}
+    inputs = {name: observation[name] for name in ("pixel_values", "state")} | pooled(policy, observation)
     right = {"prompt_embeds": padded, "prompt_attention_mask": torch.nn.functional.pad(mask, (0, pads))}
     left = {"prompt_embeds": padded.flip(1), "prompt_attention_mask": right["prompt_attention_mask"].flip(1)}
     left["prompt_embeds"] = left["prompt_embeds"].clone()
@@ -77,6 +90,7 @@ def test_every_input_can_be_passed_in_precomputed(make_policy, batch, training_n
         found = policy(
             prompt_embeds=prompt_embeds,
             prompt_attention_mask=mask,
+            **pooled(policy, batch),
             image_latents=latents,
             image_grid=torch.tensor(grid),
             target_latents=target,

@@ -105,6 +105,8 @@ def test_a_pipeline_from_the_hub_cache_is_referred_to(tiny_pipeline, observation
         assert policy.config.frozen_parts[name] == expected
     expected = {"repo": REPO, "subfolder": policy.backbone.tokenizer_component, "revision": REVISION}
     assert policy.backbone.tokenizer_source == expected
+    if policy.backbone.has_tokenizer_2:
+        assert policy.backbone.tokenizer_2_source == {"repo": REPO, "subfolder": "tokenizer_2", "revision": REVISION}
     policy.save_pretrained(tmp_path / "policy")
     loaded = ImageWAMForActionPrediction.from_pretrained(tmp_path / "policy")
     expected = policy.predict_action(**observation, generator=seeded()).actions
@@ -245,6 +247,7 @@ def test_lora_trains_the_editing_transformer_and_merges(make_policy, batch, obse
     blocks = policy.backbone.attention_layers
     expected = {
         "flux2-klein": 12 + 2 * 2,  # one double block, two single ones
+        "flux-kontext": 2 * 12 + 2 * 5,
         "flux2-klein-kv": 12 + 2 * 2,
         "flux3": 6 * (3 * 1 + len(blocks)),  # a block for each stream
         "omnigen": 6 * len(blocks),
@@ -272,14 +275,16 @@ def test_a_policy_cast_to_bfloat16_reads_instructions_as_its_saved_copy_does(mak
     policy = copy.deepcopy(make_policy()).to(torch.bfloat16)
     policy.save_pretrained(tmp_path, save_frozen=True)
     loaded = ImageWAMForActionPrediction.from_pretrained(tmp_path)
-    inputs = [observation[name] for name in ("input_ids", "attention_mask", "pixel_values")]
-    found, expected = (p.backbone.encode_instruction(*inputs)[0] for p in (loaded, policy))
+    names = ("input_ids", "attention_mask", "input_ids_2", "attention_mask_2", "pixel_values")
+    inputs = {name: observation[name] for name in names if name in observation}
+    found, expected = (p.backbone.encode_instruction(**inputs)[0] for p in (loaded, policy))
     assert found.dtype == torch.bfloat16 and torch.equal(found, expected)
 
 
 def test_one_frozen_part_can_be_saved_and_the_other_referred_to(make_policy, tmp_path):
     policy = make_policy()
-    policy.config.frozen_parts["text_encoder"] = {"repo": REPO, "subfolder": "text_encoder", "revision": REVISION}
+    for name in {"text_encoder", *policy.backbone.frozen_loaders} - {"vae"}:
+        policy.config.frozen_parts[name] = {"repo": REPO, "subfolder": name, "revision": REVISION}
     assert policy.homeless_frozen_parts == ["vae"]
     policy.save_pretrained(tmp_path / "policy", save_frozen=["vae"])
     assert os.listdir(tmp_path / "policy" / "frozen") == ["vae"]

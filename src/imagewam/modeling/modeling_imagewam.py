@@ -96,6 +96,7 @@ class ImageWAMForActionPrediction(PreTrainedModel):
     can be passed in precomputed:
 
         prompt_embeds `[B, L, text_dim]` with prompt_attention_mask `[B, L]`   instead of input_ids, attention_mask
+        and pooled_prompt_embeds `[B, pooled_dim]` where the family has them   (and input_ids_2, attention_mask_2)
         image_latents `[B, N, C]` with image_grid (rows, columns)              instead of pixel_values
         target_latents `[B, N, C]`                                             instead of target_pixel_values
         latents, image_noise, action_noise, and times of image and action      instead of random draws
@@ -138,6 +139,8 @@ class ImageWAMForActionPrediction(PreTrainedModel):
         pixel_values: Tensor | None = None,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        input_ids_2: Tensor | None = None,
+        attention_mask_2: Tensor | None = None,
         state: Tensor | None = None,
         actions: Tensor | None = None,
         target_pixel_values: Tensor | None = None,
@@ -145,6 +148,7 @@ class ImageWAMForActionPrediction(PreTrainedModel):
         action_dim_is_pad: Tensor | None = None,
         prompt_embeds: Tensor | None = None,
         prompt_attention_mask: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
         image_latents: Tensor | None = None,
         image_grid: Grid | None = None,
         target_latents: Tensor | None = None,
@@ -160,6 +164,7 @@ class ImageWAMForActionPrediction(PreTrainedModel):
             pixel_values: `[B, 3, H, W]` in [-1, 1], now.
             target_pixel_values: the same, `target_offsets` steps ahead; `[B, T, 3, H, W]` where these are several.
             input_ids, attention_mask: `[B, L]`, right-padded instructions.
+            input_ids_2, attention_mask_2: `[B, L_2]`, the same of a second tokenizer, for families that have one.
             state: `[B, state_dim]`, normalised.
             actions: `[B, H, action_dim]`, normalised.
             action_is_pad: `[B, H]` bool, steps past the end of the episode.
@@ -185,9 +190,12 @@ class ImageWAMForActionPrediction(PreTrainedModel):
             pixel_values=pixel_values,
             input_ids=input_ids,
             attention_mask=attention_mask,
+            input_ids_2=input_ids_2,
+            attention_mask_2=attention_mask_2,
             state=state,
             prompt_embeds=prompt_embeds,
             prompt_attention_mask=prompt_attention_mask,
+            pooled_prompt_embeds=pooled_prompt_embeds,
             image_latents=image_latents,
             image_grid=image_grid,
             timestep=context_time,
@@ -229,9 +237,12 @@ class ImageWAMForActionPrediction(PreTrainedModel):
         pixel_values: Tensor | None = None,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        input_ids_2: Tensor | None = None,
+        attention_mask_2: Tensor | None = None,
         state: Tensor | None = None,
         prompt_embeds: Tensor | None = None,
         prompt_attention_mask: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
         image_latents: Tensor | None = None,
         image_grid: Grid | None = None,
         timestep: Tensor | None = None,
@@ -243,15 +254,16 @@ class ImageWAMForActionPrediction(PreTrainedModel):
         """
         image_latents, image_grid = self._image_latents(pixel_values, image_latents, image_grid)
         batch_size = image_latents.shape[0]
+        tokens = self._tokens(input_ids, attention_mask, input_ids_2, attention_mask_2)
+        pooled = self._pooled_prompt(tokens, pooled_prompt_embeds, batch_size)
         prompt_embeds, prompt_mask = self._with_state(
-            *self._prompt(input_ids, attention_mask, pixel_values, prompt_embeds, prompt_attention_mask, batch_size),
-            state,
+            *self._prompt(tokens, pixel_values, prompt_embeds, prompt_attention_mask, batch_size), state
         )
         if timestep is None:
             timestep = image_latents.new_full(
                 image_latents.shape[:1], self.config.inference_context_timestep, dtype=torch.float32
             )
-        return self.backbone.encode_context(prompt_embeds, prompt_mask, image_latents, image_grid, timestep)
+        return self.backbone.encode_context(prompt_embeds, prompt_mask, image_latents, image_grid, timestep, **pooled)
 
     @torch.no_grad()
     def predict_action(
@@ -394,20 +406,26 @@ class ImageWAMForActionPrediction(PreTrainedModel):
         pixel_values: Tensor | None = None,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        input_ids_2: Tensor | None = None,
+        attention_mask_2: Tensor | None = None,
         state: Tensor | None = None,
         prompt_embeds: Tensor | None = None,
         prompt_attention_mask: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
         image_latents: Tensor | None = None,
         image_grid: Grid | None = None,
     ) -> dict[str, Any]:
         """An observation's inputs with what the frozen parts make of them in place of pixels and token ids."""
         image_latents, image_grid = self._image_latents(pixel_values, image_latents, image_grid)
+        tokens = self._tokens(input_ids, attention_mask, input_ids_2, attention_mask_2)
+        pooled = self._pooled_prompt(tokens, pooled_prompt_embeds, len(image_latents))
         prompt_embeds, prompt_attention_mask = self._prompt(
-            input_ids, attention_mask, pixel_values, prompt_embeds, prompt_attention_mask, len(image_latents)
+            tokens, pixel_values, prompt_embeds, prompt_attention_mask, len(image_latents)
         )
         return {
             "prompt_embeds": prompt_embeds,
             "prompt_attention_mask": prompt_attention_mask,
+            **pooled,
             "image_latents": image_latents,
             "image_grid": image_grid,
             "state": state,
@@ -468,20 +486,49 @@ class ImageWAMForActionPrediction(PreTrainedModel):
             )
         return target_latents.float()
 
-    def _prompt(
-        self, input_ids, attention_mask, pixel_values, prompt_embeds, prompt_mask, batch_size
-    ) -> tuple[Tensor, Tensor | None]:
+    def _tokens(self, input_ids, attention_mask, input_ids_2, attention_mask_2) -> dict[str, Tensor | None]:
+        """Token ids and masks of the family's tokenizers; empty unless all are there."""
+        tokens = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if self.backbone.has_tokenizer_2:
+            tokens |= {"input_ids_2": input_ids_2, "attention_mask_2": attention_mask_2}
+        elif input_ids_2 is not None:
+            raise ValueError(f"{self.backbone.family} has one tokenizer, got input_ids_2")
+        complete = all(tokens[name] is not None for name in ("input_ids", "input_ids_2") if name in tokens)
+        return tokens if complete else {}
+
+    def _missing_tokens(self, embeds: str) -> ValueError:
+        second = "input_ids_2 with attention_mask_2 and " if self.backbone.has_tokenizer_2 else ""
+        return ValueError(f"the policy needs {second}input_ids with attention_mask, or {embeds}")
+
+    def _pooled_prompt(self, tokens, pooled_prompt_embeds, batch_size) -> dict[str, Tensor]:
+        """`pooled_prompt_embeds` `[B, pooled_dim]`, or nothing for families without it."""
+        width = self.backbone.pooled_dim
+        if width is None:
+            if pooled_prompt_embeds is not None:
+                raise ValueError(f"{self.backbone.family} takes no pooled_prompt_embeds")
+            return {}
+        if pooled_prompt_embeds is None:
+            if not tokens:
+                raise self._missing_tokens("prompt_embeds with pooled_prompt_embeds")
+            with self._frozen():
+                pooled_prompt_embeds = self.backbone.encode_pooled_instruction(**tokens)
+        expected = [batch_size, width]
+        if list(pooled_prompt_embeds.shape) != expected:
+            raise ValueError(f"pooled_prompt_embeds must be {expected}, got {list(pooled_prompt_embeds.shape)}")
+        return {"pooled_prompt_embeds": pooled_prompt_embeds.to(self.dtype)}
+
+    def _prompt(self, tokens, pixel_values, prompt_embeds, prompt_mask, batch_size) -> tuple[Tensor, Tensor | None]:
         """Instruction embeddings `[B, L, text_dim]` and their bool mask `[B, L]`; None: nothing is padded."""
         if prompt_embeds is None:
-            if input_ids is None:
-                raise ValueError("the policy needs input_ids with attention_mask, or prompt_embeds")
+            if not tokens:
+                raise self._missing_tokens("prompt_embeds")
             if self.backbone.text_sees_image and pixel_values is None:
                 raise ValueError(
                     f"the text encoder of {self.backbone.family} sees the image: it needs pixel_values beside "
                     "image_latents, or prompt_embeds made for this very image"
                 )
             with self._frozen():
-                prompt_embeds, prompt_mask = self.backbone.encode_instruction(input_ids, attention_mask, pixel_values)
+                prompt_embeds, prompt_mask = self.backbone.encode_instruction(**tokens, pixel_values=pixel_values)
         if prompt_embeds.shape[0] != batch_size or prompt_embeds.shape[-1] != self.backbone.text_dim:
             raise ValueError(
                 f"instruction embeddings must be [{batch_size}, L, {self.backbone.text_dim}], "
@@ -629,7 +676,7 @@ class ImageWAMForActionPrediction(PreTrainedModel):
         if isinstance(pipeline, (str, os.PathLike)):
             source = str(pipeline)
             pipeline = family.load_pipeline(source, revision, dtype)
-            for module in (getattr(pipeline, family.denoiser), pipeline.vae, pipeline.text_encoder):
+            for module in (getattr(pipeline, name) for name in (family.denoiser, *family.frozen_loaders)):
                 align_weights(module)
         transformer = getattr(pipeline, family.denoiser)
         backbone = {**family.backbone_config(pipeline), **(backbone_options or {})}

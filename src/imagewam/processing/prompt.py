@@ -12,7 +12,7 @@ INSTRUCTION_TEMPLATE = (
 # What stands for the current image in a literal text.
 IMAGE_MARK = "<image>"
 
-_OPTIONAL_FIELDS: dict[str, Any] = {"text": None, "image_ids": None, "padding": "longest"}
+_OPTIONAL_FIELDS: dict[str, Any] = {"text": None, "image_ids": None, "padding": "longest", "tokenizer_2": None}
 PROMPT_FORMAT_FIELDS = {"chat_template_kwargs", "system_message", "content_parts", "max_length", *_OPTIONAL_FIELDS}
 
 
@@ -27,6 +27,7 @@ def check_prompt_format(prompt_format: Mapping[str, Any]) -> dict[str, Any]:
       hold one `<image>`, where a text encoder that sees the image gets it.
     - `image_ids`: the token ids that stand for `<image>`.
     - `padding`: "longest" of the batch, or "max_length", for the few checkpoints to which padding means something.
+    - `tokenizer_2`: format of the same prompt for a second tokenizer, or None where one reads it.
     """
     prompt_format = {**_OPTIONAL_FIELDS, **prompt_format}
     if set(prompt_format) != PROMPT_FORMAT_FIELDS:
@@ -40,6 +41,10 @@ def check_prompt_format(prompt_format: Mapping[str, Any]) -> dict[str, Any]:
         )
     if prompt_format["padding"] not in ("longest", "max_length"):
         raise ValueError(f"padding is 'longest' or 'max_length', got {prompt_format['padding']!r}")
+    if prompt_format["tokenizer_2"] is not None:
+        prompt_format["tokenizer_2"] = check_prompt_format(prompt_format["tokenizer_2"])
+        if prompt_format["tokenizer_2"]["tokenizer_2"] is not None:
+            raise ValueError("a prompt is read by two tokenizers at most, got a format for a third")
     return prompt_format
 
 

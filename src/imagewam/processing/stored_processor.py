@@ -1,4 +1,4 @@
-"""How a processor is kept: one JSON file, and a tokenizer that is loaded when it is first needed."""
+"""How a processor is kept: one JSON file, and tokenizers that are loaded when they are first needed."""
 
 import json
 import os
@@ -13,7 +13,9 @@ from transformers.utils import PROCESSOR_NAME
 from ..atomic import atomic_write_text
 from ..references import names_a_repo
 from ..upload import upload_saved
-from .tokenizer_files import OWN_TOKENIZER, check_source, load_tokenizer, save_tokenizer
+from .tokenizer_files import check_source, load_tokenizer, own_source, save_tokenizer
+
+TOKENIZERS = ("tokenizer", "tokenizer_2")
 
 
 class StoredProcessor(ProcessorMixin):
@@ -22,12 +24,20 @@ class StoredProcessor(ProcessorMixin):
     Args:
         tokenizer: a loaded tokenizer, or None to load `tokenizer_source` on first use.
         tokenizer_source: `{"repo", "subfolder", "revision"}`; a `repo` of None means the checkpoint's own folder.
+        tokenizer_2, tokenizer_2_source: the same for a second tokenizer; both None where there is none.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase | None, tokenizer_source: dict[str, str | None] | None):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None,
+        tokenizer_source: dict[str, str | None] | None,
+        tokenizer_2: PreTrainedTokenizerBase | None = None,
+        tokenizer_2_source: dict[str, str | None] | None = None,
+    ):
         super().__init__()
         self.tokenizer_source = check_source(tokenizer_source) if tokenizer_source is not None else None
-        self._tokenizer = tokenizer
+        self.tokenizer_2_source = check_source(tokenizer_2_source) if tokenizer_2_source is not None else None
+        self._tokenizer, self._tokenizer_2 = tokenizer, tokenizer_2
         self._home: dict[str, str] | None = None  # {repo, subfolder} that this processor was loaded from
         self._hub_kwargs: dict[str, Any] = {}
 
@@ -38,31 +48,43 @@ class StoredProcessor(ProcessorMixin):
         Raises:
             ValueError: the processor holds none and does not know where one lies.
         """
-        if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(**self._tokenizer_location())
-        return self._tokenizer
+        return self._loaded("tokenizer")
 
-    def _tokenizer_location(self) -> dict[str, Any]:
-        source = self.tokenizer_source
+    @property
+    def tokenizer_2(self) -> PreTrainedTokenizerBase:
+        """The second tokenizer, as `tokenizer`."""
+        return self._loaded("tokenizer_2")
+
+    def _loaded(self, name: str) -> PreTrainedTokenizerBase:
+        if getattr(self, f"_{name}") is None:
+            setattr(self, f"_{name}", load_tokenizer(**self._tokenizer_location(name)))
+        return getattr(self, f"_{name}")
+
+    def _tokenizer_location(self, name: str) -> dict[str, Any]:
+        source = getattr(self, f"{name}_source")
         if source is None:
-            raise ValueError("this processor has no tokenizer: give it one, or pass prompt_embeds to the policy")
+            raise ValueError(f"this processor has no {name}: give it one, or pass prompt_embeds to the policy")
         if source["repo"] is not None:
             return {**self._hub_kwargs, **source}
         if self._home is None:
-            raise ValueError(f"tokenizer {source} lies in the checkpoint's folder, but no checkpoint was loaded")
+            raise ValueError(f"{name} {source} lies in the checkpoint's folder, but no checkpoint was loaded")
         subfolder = posixpath.join(self._home["subfolder"], source["subfolder"])
         return {"repo": self._home["repo"], "subfolder": subfolder, **self._hub_kwargs}
 
-    def saved_tokenizer_source(self, save_frozen: bool) -> dict[str, str | None] | None:
-        """Reference that a saved checkpoint holds: a Hub repo as it is, anything else moves into the checkpoint."""
-        if self.tokenizer_source is None and self._tokenizer is None:
+    def saved_tokenizer_sources(self, save_frozen: bool) -> dict[str, dict[str, str | None] | None]:
+        """References that a saved checkpoint holds: a Hub repo as it is, anything else moves into the checkpoint."""
+        return {f"{name}_source": self._saved_source(name, save_frozen) for name in TOKENIZERS}
+
+    def _saved_source(self, name: str, save_frozen: bool) -> dict[str, str | None] | None:
+        source = getattr(self, f"{name}_source")
+        if source is None and getattr(self, f"_{name}") is None:
             return None
-        repo = self.tokenizer_source["repo"] if self.tokenizer_source is not None else None
-        return OWN_TOKENIZER if save_frozen or not names_a_repo(repo) else self.tokenizer_source
+        repo = source["repo"] if source is not None else None
+        return own_source(name) if save_frozen or not names_a_repo(repo) else source
 
     @classmethod
     def get_attributes(cls) -> list[str]:
-        """No parts that transformers would load eagerly: the tokenizer waits for the first instruction."""
+        """No parts that transformers would load eagerly: tokenizers wait for the first instruction."""
         return []
 
     @classmethod
@@ -92,16 +114,17 @@ class StoredProcessor(ProcessorMixin):
         """Write `processor_config.json`, whole or not at all.
 
         Args:
-            save_frozen: also write the tokenizer, to `frozen/tokenizer`, so that the folder needs nothing else. Done
-                in any case where no Hub repo holds the tokenizer.
+            save_frozen: also write the tokenizers, to `frozen/tokenizer` and `frozen/tokenizer_2`, so that the folder
+                needs nothing else. Done in any case where no Hub repo holds the tokenizer.
             push_to_hub: then upload, with `push_kwargs` for `push_to_hub` (`repo_id` defaults to the folder's name).
         """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        source = self.saved_tokenizer_source(save_frozen)
-        if source == OWN_TOKENIZER:
-            save_tokenizer(self.tokenizer, folder / OWN_TOKENIZER["subfolder"])
-        config = {**self.to_dict(), "tokenizer_source": source}
+        sources = self.saved_tokenizer_sources(save_frozen)
+        for name in TOKENIZERS:
+            if sources[f"{name}_source"] == own_source(name):
+                save_tokenizer(self._loaded(name), folder / own_source(name)["subfolder"])
+        config = {**self.to_dict(), **sources}
         atomic_write_text(folder / PROCESSOR_NAME, json.dumps(config, indent=2, sort_keys=True) + "\n")
         if push_to_hub:
             self.push_to_hub(push_kwargs.pop("repo_id", folder.name), save_frozen=save_frozen, **push_kwargs)

@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint: in its own folder, or named by repo and revision, never by a local path."""
+"""The tokenizers of a checkpoint: in its own folder, or named by repo and revision, never by a local path."""
 
 import os
 from pathlib import Path
@@ -8,14 +8,18 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..atomic import atomic_folder
 
-OWN_TOKENIZER = {"repo": None, "subfolder": "frozen/tokenizer", "revision": None}
-"""Reference to a tokenizer inside the checkpoint's own folder or repo."""
+SOURCE_FIELDS = {"repo", "subfolder", "revision"}
+
+
+def own_source(name: str) -> dict[str, str | None]:
+    """Reference to the tokenizer called `name` inside the checkpoint's own folder or repo."""
+    return {"repo": None, "subfolder": f"frozen/{name}", "revision": None}
 
 
 def check_source(source: dict[str, str | None]) -> dict[str, str | None]:
     """A reference with all of its fields."""
-    if set(source) != set(OWN_TOKENIZER):
-        raise ValueError(f"expected a tokenizer source with {sorted(OWN_TOKENIZER)}, got {sorted(source)}")
+    if set(source) != SOURCE_FIELDS:
+        raise ValueError(f"expected a tokenizer source with {sorted(SOURCE_FIELDS)}, got {sorted(source)}")
     return dict(source)
 
 

@@ -46,21 +46,23 @@ class PrecomputedCollator:
             for episode in tqdm(dataset.episode_lengths, desc="encoding frames", unit="episode"):
                 self._latents[episode], self._grid = _encode_episode(policy, processor, dataset, episode)
         texts = {text for dataset in datasets for text in dataset.tasks.values()}
-        self._prompts = {text: _encode_text(policy, processor, text) for text in sorted(texts)}  # [L, text_dim]
+        self._prompts = {text: _encode_text(policy, processor, text) for text in sorted(texts)}
 
     def __call__(self, samples: Sequence[dict]) -> BatchFeature:
         """Batch with image_latents, target_latents, image_grid, prompt_embeds, prompt_attention_mask, state, actions
-        and action_is_pad."""
+        and action_is_pad, and pooled_prompt_embeds for a backbone that has them."""
         batch = self.processor(
             state=np.stack([sample["state"] for sample in samples]),
             actions=np.stack([sample["actions"] for sample in samples]),
             action_is_pad=np.stack([sample["action_is_pad"] for sample in samples]),
             return_tensors="pt",
         )
-        prompts = [self._prompts[sample["instruction"]] for sample in samples]
+        prompts, pooled = zip(*(self._prompts[sample["instruction"]] for sample in samples), strict=True)
         masks = [torch.ones(len(prompt), dtype=torch.long) for prompt in prompts]
         batch["prompt_embeds"] = pad_sequence(prompts, batch_first=True)
         batch["prompt_attention_mask"] = pad_sequence(masks, batch_first=True)
+        if pooled[0] is not None:
+            batch["pooled_prompt_embeds"] = torch.stack(pooled)
         batch["image_latents"] = torch.stack([self._latent(sample, ahead=0) for sample in samples])
         batch["target_latents"] = torch.stack([self._latent(sample, ahead=self.target_offset) for sample in samples])
         batch["image_grid"] = self._grid  # no tensor: nothing may split it along the batch
@@ -88,8 +90,12 @@ def _encode_episode(policy, processor, dataset, episode: int) -> tuple[torch.Ten
 
 
 @torch.no_grad()
-def _encode_text(policy, processor, text: str) -> torch.Tensor:
+def _encode_text(policy, processor, text: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`[L, text_dim]` and, for a backbone that has it, `[pooled_dim]`."""
     states = np.zeros((1, len(processor.contract.state.names)), dtype=np.float32)
-    batch = processor(instruction=[text], state=states, return_tensors="pt").to(policy.device)
-    prompt_embeds, _ = policy.backbone.encode_instruction(batch["input_ids"], batch["attention_mask"])
-    return prompt_embeds[0].cpu()
+    tokens = processor(instruction=[text], state=states, return_tensors="pt").to(policy.device)
+    del tokens["state"]
+    prompt_embeds, _ = policy.backbone.encode_instruction(**tokens)
+    if policy.backbone.pooled_dim is None:
+        return prompt_embeds[0].cpu(), None
+    return prompt_embeds[0].cpu(), policy.backbone.encode_pooled_instruction(**tokens)[0].cpu()

@@ -81,8 +81,9 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
         if len(config.target_offsets) > 1 and not self.predicts_video:
             raise ValueError(f"{self.family} edits one image, got {len(config.target_offsets)} target_offsets")
         self.config = config
-        # Handed on to the processor, which owns them: a tokenizer, and where it can be loaded from.
+        # Handed on to the processor, which owns them: tokenizers, and where they can be loaded from.
         self.tokenizer, self.tokenizer_source = None, None
+        self.tokenizer_2, self.tokenizer_2_source = None, None
         self.transformer = transformer if transformer is not None else self.build_transformer()
         self.prepare_transformer()
         self.freeze_unused_weights()
@@ -91,6 +92,11 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
     @property
     def prompt_format(self) -> dict[str, Any]:
         return {**self.default_prompt_format, **self.config.backbone.get("prompt_format", {})}
+
+    @property
+    def has_tokenizer_2(self) -> bool:
+        """Whether a second tokenizer reads the instruction too, for a text encoder of its own."""
+        return self.prompt_format.get("tokenizer_2") is not None
 
     @property
     def pack_state_after_text(self) -> bool:
@@ -124,6 +130,11 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
     @abstractmethod
     def text_dim(self) -> int:
         """Width of instruction embeddings and of the state token."""
+
+    @property
+    def pooled_dim(self) -> int | None:
+        """Width of the pooled instruction embedding; None where the network takes none."""
+        return None
 
     @property
     @abstractmethod
@@ -168,7 +179,13 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
         Args:
             attention_mask: None where nothing is padded.
             pixel_values: `[B, 3, H, W]` of the current image, for families whose `text_sees_image`.
+
+        Families with two tokenizers also take `input_ids_2` and `attention_mask_2`, of the same instruction.
         """
+
+    def encode_pooled_instruction(self, input_ids: Tensor, attention_mask: Tensor | None, **second: Tensor) -> Tensor:
+        """`[B, pooled_dim]`, for families that have a `pooled_dim`. Arguments as for `encode_instruction`."""
+        raise NotImplementedError(f"{self.family} has no pooled instruction embedding")
 
     @abstractmethod
     def encode_image(self, pixel_values: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -200,7 +217,10 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
         image_grid: tuple[int, int],
         timestep: Tensor,
     ) -> TransformerCall:
-        """The call over instruction, state and current image, without a target."""
+        """The call over instruction, state and current image, without a target.
+
+        Families that have a `pooled_dim` also take `pooled_prompt_embeds`, `[B, pooled_dim]`.
+        """
 
     @abstractmethod
     def target_call(self, target_latents: Tensor, timestep: Tensor, context: KVCache) -> TransformerCall:
@@ -233,6 +253,7 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
         image_latents: Tensor,
         image_grid: tuple[int, int],
         timestep: Tensor,
+        **pooled: Tensor,
     ) -> KVCache:
         """Keys and values of the context (paper, Eq. 5, restricted to the tokens that no target touches).
 
@@ -241,8 +262,9 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
             prompt_attention_mask: `[B, L]` bool, False for padding; None when there is none.
             image_latents: `[B, N, C]` of the current image.
             timestep: `[B]`, the time that modulates context tokens.
+            pooled: `pooled_prompt_embeds` `[B, pooled_dim]`, for families that have a `pooled_dim`.
         """
-        call = self.context_call(prompt_embeds, prompt_attention_mask, image_latents, image_grid, timestep)
+        call = self.context_call(prompt_embeds, prompt_attention_mask, image_latents, image_grid, timestep, **pooled)
         with self.tap.capture(key_mask=call.key_mask) as cache:
             self.run_transformer(call)
         cache.spans, cache.image_grid, cache.pooled = call.spans, image_grid, call.pooled
@@ -296,6 +318,10 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
         self.tokenizer = getattr(component, "tokenizer", component)
         path = getattr(self.tokenizer, "name_or_path", None)
         self.tokenizer_source = reference_to(path, self.tokenizer_component, source, revision)
+        if self.has_tokenizer_2:
+            self.tokenizer_2 = pipeline.tokenizer_2
+            path = getattr(pipeline.tokenizer_2, "name_or_path", None)
+            self.tokenizer_2_source = reference_to(path, "tokenizer_2", source, revision)
 
 
 _FAMILIES: dict[str, type[EditingBackbone]] = {}
