@@ -3,6 +3,7 @@
 import tiny_flux2
 import tiny_flux2_klein_kv
 import tiny_flux3
+import tiny_flux_kontext
 import tiny_omnigen
 import tiny_omnigen2
 import tiny_ovis_u1
@@ -13,10 +14,12 @@ import tiny_wan
 # grid, time)`: the arguments of one call of its network over [text | image | target], with positions as in two calls
 # (`JOINT_ORDER` where the network itself puts them in another order, None where it keeps the target from the context
 # by itself).
+# Where the family has pooled instruction embeddings, it takes `pooled_prompt_embeds` too.
 FAMILIES = {
     "flux2-klein": tiny_flux2,
     "flux2-klein-kv": tiny_flux2_klein_kv,
     "flux3": tiny_flux3,
+    "flux-kontext": tiny_flux_kontext,
     "omnigen": tiny_omnigen,
     "omnigen2": tiny_omnigen2,
     "ovis-u1": tiny_ovis_u1,
