@@ -1,6 +1,6 @@
 """One file per editing family."""
 
-from . import flux2, flux3, flux_kontext, instruct_pix2pix, omnigen, omnigen2, ovis_u1, qwen_image21, wan
+from . import flux2, flux3, flux_control, flux_kontext, instruct_pix2pix, omnigen, omnigen2, ovis_u1, qwen_image21, wan
 from .base import EditingBackbone, family_of_pipeline, get_family, register_family, supported_pipelines
 from .unsupported import UNSUPPORTED
 
@@ -10,6 +10,7 @@ __all__ = [
     "family_of_pipeline",
     "flux2",
     "flux3",
+    "flux_control",
     "flux_kontext",
     "get_family",
     "instruct_pix2pix",

@@ -20,7 +20,7 @@ _CLASSES: dict[str, str] = {
         GlmImagePipeline
     """,
     f"{_NOT_BUILT}: the reference is concatenated to the canvas (tier C, features only)": """
-        ChronoEditPipeline DreamLiteMobilePipeline DreamLitePipeline FluxControlPipeline Kandinsky5I2IPipeline
+        ChronoEditPipeline DreamLiteMobilePipeline DreamLitePipeline Kandinsky5I2IPipeline
         VisualClozeGenerationPipeline VisualClozePipeline
     """,
     f"{_NOT_BUILT}: features only (tier C), and its UNet also takes pooled text and image sizes": """
