@@ -1,5 +1,6 @@
 """Every editing family in small, for the tests that all must pass: one module `tiny_<family>.py` each."""
 
+import tiny_bria_fibo_edit
 import tiny_flux2
 import tiny_flux2_klein_kv
 import tiny_flux3
@@ -16,6 +17,7 @@ import tiny_wan
 # by itself).
 # Where the family has pooled instruction embeddings, it takes `pooled_prompt_embeds` too.
 FAMILIES = {
+    "bria-fibo-edit": tiny_bria_fibo_edit,
     "flux2-klein": tiny_flux2,
     "flux2-klein-kv": tiny_flux2_klein_kv,
     "flux3": tiny_flux3,

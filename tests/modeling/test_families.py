@@ -124,6 +124,7 @@ def test_an_expert_with_all_of_the_weights_is_the_editing_network_for_its_image_
     width = network.x_embedder.out_features
     flux1 = "transformer_blocks.0.ff.net.2"
     layer = {"omnigen2": "layers.0.feed_forward.linear_2", "ovis-u1": flux1, "flux-kontext": flux1}
+    layer["bria-fibo-edit"] = flux1
     mlp = network.get_submodule(layer.get(backbone.family, "transformer_blocks.0.ff.linear_out")).in_features
     expert = backbone.action_expert_class(backbone.attention_layers, 4, width, mlp / width)
     copy_editing_weights(expert, network)

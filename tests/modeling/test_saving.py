@@ -248,6 +248,7 @@ def test_lora_trains_the_editing_transformer_and_merges(make_policy, batch, obse
     expected = {
         "flux2-klein": 12 + 2 * 2,  # one double block, two single ones
         "flux-kontext": 2 * 12 + 2 * 5,
+        "bria-fibo-edit": 2 * 12 + 3 * 5,
         "flux2-klein-kv": 12 + 2 * 2,
         "flux3": 6 * (3 * 1 + len(blocks)),  # a block for each stream
         "omnigen": 6 * len(blocks),

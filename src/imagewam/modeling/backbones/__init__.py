@@ -1,12 +1,25 @@
 """One file per editing family."""
 
-from . import flux2, flux3, flux_control, flux_kontext, instruct_pix2pix, omnigen, omnigen2, ovis_u1, qwen_image21, wan
+from . import (
+    bria_fibo_edit,
+    flux2,
+    flux3,
+    flux_control,
+    flux_kontext,
+    instruct_pix2pix,
+    omnigen,
+    omnigen2,
+    ovis_u1,
+    qwen_image21,
+    wan,
+)
 from .base import EditingBackbone, family_of_pipeline, get_family, register_family, supported_pipelines
 from .unsupported import UNSUPPORTED
 
 __all__ = [
     "UNSUPPORTED",
     "EditingBackbone",
+    "bria_fibo_edit",
     "family_of_pipeline",
     "flux2",
     "flux3",
