@@ -66,8 +66,8 @@ class ImageWAMConfig(PreTrainedConfig):
             Euler steps of `predict_action` unless it is told otherwise.
         time_dtype (`"float32"` or `"model"`):
             What times, Euler step sizes and the chunk between steps are rounded to; the model's own dtype for parity
-            with released weights. The action expert and FLUX.2 embed the time in their own dtype in either case; OmniGen2
-            and Ovis-U1 in float32 unless it says "model".
+            with released weights. The action expert and FLUX.2 embed the time in their own dtype in either case;
+            OmniGen2 and Ovis-U1 in float32 unless it says "model".
     """
 
     model_type = "imagewam"
