@@ -5,10 +5,12 @@ import tiny_flux2
 import tiny_flux2_klein_kv
 import tiny_flux3
 import tiny_flux_kontext
+import tiny_longcat_image_edit
 import tiny_omnigen
 import tiny_omnigen2
 import tiny_ovis_u1
 import tiny_qwen_image21
+import tiny_qwen_image_edit
 import tiny_wan
 
 # Each module has `pipeline(texts)`, whose tokens are 8 x 8 pixels, and `joint_call(network, text, mask, image, target,
@@ -22,9 +24,11 @@ FAMILIES = {
     "flux2-klein-kv": tiny_flux2_klein_kv,
     "flux3": tiny_flux3,
     "flux-kontext": tiny_flux_kontext,
+    "longcat-image-edit": tiny_longcat_image_edit,
     "omnigen": tiny_omnigen,
     "omnigen2": tiny_omnigen2,
     "ovis-u1": tiny_ovis_u1,
     "qwen-image-21": tiny_qwen_image21,
+    "qwen-image-edit": tiny_qwen_image_edit,
     "wan2.2-ti2v": tiny_wan,
 }

@@ -99,6 +99,11 @@ def test_neither_context_nor_target_depends_on_what_it_must_not_see(make_policy)
         assert not torch.allclose(backbone.predict_velocity(target, TARGET_TIME, context)[0], velocity, atol=1e-3)
 
 
+def first_layer(network):
+    """The first layer that image tokens meet."""
+    return network.img_in if hasattr(network, "img_in") else network.x_embedder
+
+
 @torch.no_grad()
 def test_an_expert_with_all_of_the_weights_is_the_editing_network_for_its_image_tokens(make_policy, monkeypatch):
     """Target tokens see the context and each other, as actions do: the same weights must do the same to them."""
@@ -111,7 +116,7 @@ def test_an_expert_with_all_of_the_weights_is_the_editing_network_for_its_image_
     time = TARGET_TIME[:1]
     context = backbone.encode_context(text, None, image, GRID, time, **pooled_text(policy, 1))
     states, rotaries = {}, []
-    embedded = {"omnigen2": lambda: network.noise_refiner[-1]}.get(backbone.family, lambda: network.x_embedder)()
+    embedded = {"omnigen2": lambda: network.noise_refiner[-1]}.get(backbone.family, lambda: first_layer(network))()
     handles = [
         embedded.register_forward_hook(lambda module, args, output: states.update(start=output)),
         network.norm_out.register_forward_pre_hook(lambda module, args: states.update(end=args[0], temb=args[1])),
@@ -121,14 +126,18 @@ def test_an_expert_with_all_of_the_weights_is_the_editing_network_for_its_image_
     for handle in handles:
         handle.remove()
 
-    width = network.x_embedder.out_features
+    width = first_layer(network).out_features
     flux1 = "transformer_blocks.0.ff.net.2"
     layer = {"omnigen2": "layers.0.feed_forward.linear_2", "ovis-u1": flux1, "flux-kontext": flux1}
+    layer |= {"longcat-image-edit": flux1, "qwen-image-edit": "transformer_blocks.0.img_mlp.net.2"}
     layer["bria-fibo-edit"] = flux1
     mlp = network.get_submodule(layer.get(backbone.family, "transformer_blocks.0.ff.linear_out")).in_features
     expert = backbone.action_expert_class(backbone.attention_layers, 4, width, mlp / width)
     copy_editing_weights(expert, network)
     tables = next(tables for tables in rotaries if tables[0].numel())  # FLUX.2 also asks for those of no text
+    if tables[0].is_complex():  # Qwen-Image's, of images and of text
+        rotations = tables[0].repeat_interleave(2, dim=1)
+        tables = rotations.real, rotations.imag
     rotary = tuple(table.reshape(-1, table.shape[-1])[-target.shape[1] :] for table in tables)
     expert.action_encoder = torch.nn.Identity()
     monkeypatch.setattr(expert, "embed_time", lambda timestep: states["temb"])
@@ -145,7 +154,7 @@ def test_the_copied_time_embedding_gets_times_as_the_network_counts_them(make_po
         pytest.skip("its action expert has not the form of its editing blocks")
     skip_wan(policy)
     backbone, network = policy.backbone, policy.backbone.transformer
-    width = network.x_embedder.out_features
+    width = first_layer(network).out_features
     expert = backbone.action_expert_class(backbone.attention_layers, 4, width, 1.0)
     names = [name for name, _ in expert.named_parameters() if "time" in name]
     for name in names:
@@ -168,6 +177,8 @@ SIZES = {
     "flux2-klein": ("4B", 3_875_544_576, 642_012_416),
     "omnigen2": ({}, 3_967_161_400, 759_719_431),
     "ovis-u1": ({}, 1_127_227_408, 786_479_623),
+    "qwen-image-edit": ({}, 20_430_401_088, 1_640_511_495),
+    "longcat-image-edit": ({}, 11_877_803_072, 1_438_963_975),
 }
 
 

@@ -247,8 +247,8 @@ def test_lora_trains_the_editing_transformer_and_merges(make_policy, batch, obse
     blocks = policy.backbone.attention_layers
     expected = {
         "flux2-klein": 12 + 2 * 2,  # one double block, two single ones
-        "flux-kontext": 2 * 12 + 2 * 5,
         "bria-fibo-edit": 2 * 12 + 3 * 5,
+        "flux-kontext": 2 * 12 + 2 * 5,
         "flux2-klein-kv": 12 + 2 * 2,
         "flux3": 6 * (3 * 1 + len(blocks)),  # a block for each stream
         "omnigen": 6 * len(blocks),
@@ -256,6 +256,8 @@ def test_lora_trains_the_editing_transformer_and_merges(make_policy, batch, obse
         "ovis-u1": 2 * 16 + 2 * 5,
         "qwen-image-21": 7 * len(blocks),
         "wan2.2-ti2v": 10 * len(blocks),
+        "longcat-image-edit": 2 * 12 + 2 * 5,
+        "qwen-image-edit": 12 * len(blocks) - 3,  # the last block's way out for text
     }
     assert sum("lora_A" in name for name in trained) == expected[policy.backbone.family]
     adapted(**batch).loss.backward()
@@ -304,6 +306,7 @@ def test_a_frozen_part_that_lacks_weights_is_an_error(make_policy, observation, 
         removed = sorted(name for name in weights if name.endswith("norm.weight") or "conv_in" in name)[0]
         tensor = weights.pop(removed)
         save_file(weights, file, metadata={"format": "pt"})
-        with pytest.raises(ValueError, match=f"the frozen {folder} at .* lacks 1 weights such as {removed}"):
+        name = removed.removeprefix("model.")  # Qwen2.5-VL has other prefixes in files than in memory
+        with pytest.raises(ValueError, match=rf"the frozen {folder} at .* lacks 1 weights such as \S*{name}"):
             ImageWAMForActionPrediction.from_pretrained(tmp_path).predict_action(**observation)
         save_file(weights | {removed: tensor}, file, metadata={"format": "pt"})
