@@ -38,12 +38,15 @@ class ImportOptions:
     pack_state_after_text: bool | None = option(
         "Whether the state stands right behind the last word (as config.yaml beside the source says)."
     )
+    edit_mode: Literal["prefix", "joint", "imagine"] | None = option(
+        "FastWAM only: which of its variants the checkpoint is (prefix)."
+    )
     dtype: Literal["bfloat16", "float16", "float32"] | None = option("Of the written weights; default: as published.")
     save_frozen: bool | None = option(
         "Write VAE, text encoder and tokenizer too; default: only those that no hub repo holds."
     )
 
-    POLICY = "base base_revision vae statistics contract pack_state_after_text save_frozen".split()
+    POLICY = "base base_revision vae statistics contract pack_state_after_text edit_mode save_frozen".split()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -81,6 +84,7 @@ def import_policy(options: ImportOptions, dtype: torch.dtype | None) -> None:
         base=options.base,
         base_revision=options.base_revision,
         vae=options.vae,
+        edit_mode=options.edit_mode,
     )
     if dtype is not None:
         found.policy.to(dtype)
@@ -134,8 +138,9 @@ def checkpoint_rows(found: PublishedCheckpoint, frozen: Sequence[str]) -> Rows:
     counts = {name: sum(p.numel() for p in child.parameters()) for name, child in policy.named_children()}
     options = {name: value for name, value in config.backbone.items() if name not in ("family", "transformer")}
     steps = "unknown number of" if found.step is None else f"{found.step:,}"
+    kind = "FastWAM" if policy.backbone.predicts_video else "ImageWAM"
     rows = [
-        ("recognised", f"ImageWAM on {config.backbone['family']}, {steps} training steps"),
+        ("recognised", f"{kind} on {config.backbone['family']}, {steps} training steps"),
         *(row for row in variant_rows(config)[1:] if row[0].removeprefix("frozen ") not in frozen),
         *((f"frozen {name}", "written with the policy") for name in frozen),
         *((f"option {name}", str(value)) for name, value in options.items()),

@@ -1,8 +1,8 @@
-"""Import of published ImageWAM checkpoints: `model.pt`, with `dataset_stats.json` and `config.yaml` beside it.
+"""Import of published ImageWAM and FastWAM checkpoints: `model.pt`, beside it `dataset_stats.json`, `config.yaml`.
 
 The file holds `{"mot": weights, "proprio_encoder": weights, "step", "torch_dtype", ...}`. Below
-`mixtures.video.transformer.` lies the editing network, below `mixtures.action.` the action expert, both in the
-family's own names; further names below `mixtures.video.` repeat editing weights.
+`mixtures.video.transformer.` (FastWAM: `mixtures.video.`) lies the editing network, below `mixtures.action.` the
+action expert, both in the family's own names; further names below `mixtures.video.` repeat editing weights.
 """
 
 import os
@@ -30,15 +30,20 @@ from .published_omnigen2 import PublishedOmniGen2
 from .published_ovis_u1 import PublishedOvisU1
 from .published_settings import NUM_FRAMES, NUM_STEPS, PACK_STATE, read_settings
 from .published_statistics import identity_statistics, read_statistics
+from .published_wan import PublishedWan
 from .published_weights import Weights, check_coverage, own_storage, size_of
 
 MODEL_FILE, STATISTICS_FILE, SETTINGS_FILE = "model.pt", "dataset_stats.json", "config.yaml"
-FAMILIES: tuple[PublishedFamily, ...] = (PublishedFlux2(), PublishedOmniGen2(), PublishedOvisU1())
+FAMILIES: tuple[PublishedFamily, ...] = (
+    PublishedFlux2(),
+    PublishedOmniGen2(),
+    PublishedOvisU1(),
+    PublishedWan(),
+)
 
-_VIDEO, _EDITING, _ACTION = "mixtures.video.", "mixtures.video.transformer.", "mixtures.action."
+_VIDEO, _ACTION = "mixtures.video.", "mixtures.action."
 # Entries beside the weights that a policy does not need.
 _IGNORED = {"step", "torch_dtype", "checkpoint_format", "save_trainable_only", "optimizer"}
-_HORIZON = 16
 
 
 @dataclass
@@ -86,8 +91,9 @@ def read_published_checkpoint(
     base: str | os.PathLike | None = None,
     base_revision: str | None = None,
     vae: str | os.PathLike | None = None,
+    edit_mode: str | None = None,
 ) -> PublishedCheckpoint:
-    """Read a published checkpoint, with the settings it was trained with (preset "published").
+    """Read a published checkpoint, with the settings it was trained with (preset "published", or "fastwam").
 
     Args:
         checkpoint: a `model.pt`, the folder that holds it, or a hub repo. Read with `weights_only=True`.
@@ -104,6 +110,7 @@ def read_published_checkpoint(
             that is the public Qwen2.5-VL, which the released pipeline does not hold.
         base_revision: of that repo.
         vae: FLUX.2 only: file or folder of the autoencoder, see `load_flux2_autoencoder`.
+        edit_mode: which of FastWAM's variants it is: "prefix" (the default: no future tokens), "joint" or "imagine".
 
     Raises:
         ValueError: weights are missing, left over, mis-shaped or differ from their aliases, each listed by name; the
@@ -122,9 +129,10 @@ def read_published_checkpoint(
     with _naming(file):
         family = _family(content)
         weights = _split(content, family)
-        horizon = _horizon(settings, contract)
-        policy = _build_policy(family, weights, settings, horizon, backbone_config or {})
-    contract = _checked_contract(contract, policy.config)
+        horizon = _horizon(family, settings, contract)
+        mode = {"edit_mode": edit_mode} if edit_mode else {}
+        policy = _build_policy(family, weights, settings, horizon, backbone_config or {}, **mode)
+    contract = _checked_contract(contract, policy.config, family)
     numbers = _statistics(statistics, file, policy.config)
     if base is not None:
         attach_base(policy, base, base_revision)
@@ -178,8 +186,8 @@ def _naming(file: Path) -> Iterator[None]:
 
 
 def _family(content: dict[str, Any]) -> PublishedFamily:
-    names = [name.removeprefix(_EDITING) for name in content["mot"] if name.startswith(_EDITING)]
-    found = [family for family in FAMILIES if any(name.startswith(family.marks) for name in names)]
+    names = [name.removeprefix(_VIDEO) for name in content["mot"] if name.startswith(_VIDEO)]
+    found = [family for family in FAMILIES if any(name.startswith(_marks(family)) for name in names)]
     if not found:
         known = ", ".join(family.family for family in FAMILIES)
         raise ValueError(f"its editing network is none of {known}; it holds {sorted(content['mot'])[:4]} ...")
@@ -188,11 +196,16 @@ def _family(content: dict[str, Any]) -> PublishedFamily:
     return found[0]
 
 
+def _marks(family: PublishedFamily) -> tuple[str, ...]:
+    return tuple(family.editing_prefix + mark for mark in family.marks)
+
+
 def _split(content: dict[str, Any], family: PublishedFamily) -> _Weights:
     weights, aliases, left_over = _Weights(state=dict(content.get("proprio_encoder") or {})), {}, []
+    editing = _VIDEO + family.editing_prefix
     for name, tensor in content["mot"].items():
-        if name.startswith(_EDITING):
-            weights.editing[name.removeprefix(_EDITING)] = tensor
+        if name.startswith(editing):
+            weights.editing[name.removeprefix(editing)] = tensor
         elif name.startswith(_ACTION):
             weights.action[name.removeprefix(_ACTION)] = tensor
         elif name.startswith(tuple(_VIDEO + alias for alias in family.aliases)):
@@ -218,10 +231,10 @@ def _check_aliases(editing: Weights, aliases: Weights, family: PublishedFamily) 
         )
 
 
-def _horizon(settings: dict[str, Any], contract: PolicyContract | None) -> int:
-    """The target frame lies as many steps ahead as there are actions."""
+def _horizon(family: PublishedFamily, settings: dict[str, Any], contract: PolicyContract | None) -> int:
+    """The last target frame lies as many steps ahead as there are actions."""
     if NUM_FRAMES not in settings:
-        return _HORIZON if contract is None else contract.horizon
+        return family.horizon if contract is None else contract.horizon
     horizon = settings[NUM_FRAMES] - 1
     if contract is not None and contract.horizon != horizon:
         raise ValueError(
@@ -232,7 +245,12 @@ def _horizon(settings: dict[str, Any], contract: PolicyContract | None) -> int:
 
 
 def _build_policy(
-    family: PublishedFamily, weights: _Weights, settings: dict[str, Any], horizon: int, backbone_config: dict[str, Any]
+    family: PublishedFamily,
+    weights: _Weights,
+    settings: dict[str, Any],
+    horizon: int,
+    backbone_config: dict[str, Any],
+    **mode: str,
 ) -> ImageWAMForActionPrediction:
     network = {**family.network_config(weights.editing), **backbone_config}
     editing = family.editing_weights(weights.editing, network)
@@ -242,15 +260,17 @@ def _build_policy(
     tokenizer_source = frozen_parts.pop("tokenizer", None)
     steps = {"num_inference_steps": settings[NUM_STEPS]} if NUM_STEPS in settings else {}
     config = ImageWAMConfig.from_preset(
-        "published",
+        family.preset,
         backbone={"family": family.family, "transformer": network, **family.backbone_options(settings)},
         frozen_parts=frozen_parts,
         action_dim=action_dim,
         state_dim=size_of(weights.state, "weight")[1] if weights.state else 0,
         action_horizon=horizon,
+        target_offsets=family.target_offsets(settings, horizon),
         action_hidden_size=hidden_size,
         action_mlp_ratio=family.mlp_width(action) / hidden_size,
         **steps,
+        **mode,
     )
     with torch.device("meta"):
         policy = ImageWAMForActionPrediction(config)
@@ -274,9 +294,12 @@ def _statistics(statistics: Any, file: Path, config: ImageWAMConfig) -> dict[str
     return read_statistics(beside if statistics is None else statistics)
 
 
-def _checked_contract(contract: PolicyContract | None, config: ImageWAMConfig) -> PolicyContract:
+def _checked_contract(
+    contract: PolicyContract | None, config: ImageWAMConfig, family: PublishedFamily
+) -> PolicyContract:
     if contract is None:
-        return published_contract(config.action_dim, config.state_dim, config.action_horizon)
+        sizes = (config.action_dim, config.state_dim, config.action_horizon)
+        return published_contract(*sizes, robotwin_head=family.robotwin_head)
     _check_size("actions", contract.action.names, config.action_dim)
     _check_size("state", contract.state.names, config.state_dim)
     return contract

@@ -9,12 +9,17 @@ _ROBOTWIN_GRIPPER = "0 closes, 1 opens"
 _BOTH_ARMS = [f"{side}_{name}" for side in ("left", "right") for name in _ARM]
 
 
-def published_contract(action_dim: int, state_dim: int, horizon: int) -> PolicyContract:
+def published_contract(
+    action_dim: int, state_dim: int, horizon: int, robotwin_head: tuple[int, int] = (192, 256)
+) -> PolicyContract:
     """LIBERO for 7-D actions, RoboTwin 2.0 for 14-D ones, as their training and evaluation code has it.
 
     The published files do not record their cameras, names or frame rate. The contract is for the simulator: LIBERO
     renders upside down, so its cameras have `rotate_180=True`. Most LeRobot copies of LIBERO are turned already; for
     them it has to be False.
+
+    Args:
+        robotwin_head: height and width of RoboTwin's head camera on the canvas.
 
     Raises:
         ValueError: no published robot has these sizes.
@@ -22,7 +27,7 @@ def published_contract(action_dim: int, state_dim: int, horizon: int) -> PolicyC
     if (action_dim, state_dim) == (7, 8):
         return _libero(horizon)
     if (action_dim, state_dim) == (14, 14):
-        return _robotwin(horizon)
+        return _robotwin(horizon, *robotwin_head)
     raise ValueError(
         f"published checkpoints with a known contract are for LIBERO (7-D actions, 8-D state) and RoboTwin (14, 14); "
         f"this one has {action_dim}-D actions and {state_dim}-D state: give its contract"
@@ -42,13 +47,13 @@ def _libero(horizon: int) -> PolicyContract:
     )
 
 
-def _robotwin(horizon: int) -> PolicyContract:
-    """Head 192 x 256 above the two 96 x 128 wrists; absolute joints, mean/std."""
+def _robotwin(horizon: int, height: int, width: int) -> PolicyContract:
+    """Head above the two wrists of half its size; absolute joints, mean/std."""
     return PolicyContract(
         cameras=(
-            CameraSpec("head_camera", 192, 256),
-            CameraSpec("left_camera", 96, 128),
-            CameraSpec("right_camera", 96, 128),
+            CameraSpec("head_camera", height, width),
+            CameraSpec("left_camera", height // 2, width // 2),
+            CameraSpec("right_camera", height // 2, width // 2),
         ),
         layout="robotwin",
         state=StateSpec(_BOTH_ARMS, "mean_std"),

@@ -11,11 +11,18 @@ Reference = dict[str, str | None]
 class PublishedFamily(ABC):
     """One family's published names, sizes and conventions.
 
-    Names of editing weights are those below `mixtures.video.transformer.`, names of action weights those below
-    `mixtures.action.`. A weight that tells a size and is not there is a ValueError that names it.
+    Names of editing weights are those below `mixtures.video.` and `editing_prefix`, names of action weights those
+    below `mixtures.action.`. A weight that tells a size and is not there is a ValueError that names it.
     """
 
     family: ClassVar[str]
+    # Settings that its checkpoints were trained with, see `ImageWAMConfig.from_preset`.
+    preset: ClassVar[str] = "published"
+    # Actions per chunk where nothing says otherwise.
+    horizon: ClassVar[int] = 16
+    # Height and width of RoboTwin's head camera on the canvas; the wrists' are half of it.
+    robotwin_head: ClassVar[tuple[int, int]] = (192, 256)
+    editing_prefix: ClassVar[str] = "transformer."
     # Prefixes that editing weights have in this family only.
     marks: ClassVar[tuple[str, ...]]
     # Weights stand in the file a second time below `mixtures.video.`: prefix there -> prefix of the editing weight.
@@ -52,6 +59,14 @@ class PublishedFamily(ABC):
         Args:
             settings: as `read_settings` returns them.
         """
+
+    def target_offsets(self, settings: dict[str, Any], horizon: int) -> list[int]:
+        """Steps to each target frame.
+
+        Args:
+            horizon: actions per chunk.
+        """
+        return [horizon]
 
     @abstractmethod
     def frozen_parts(self, network: dict[str, Any]) -> dict[str, Reference]:

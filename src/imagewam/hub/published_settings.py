@@ -11,8 +11,16 @@ PAD_OMNIGEN2_TEXT = "omnigen2_online_text_cache_compatible"
 TEXT_LENGTH = "qwen_context_len"
 NUM_FRAMES = "num_frames"
 NUM_STEPS = "eval_num_inference_steps"
+VIDEO_STRIDE = "action_video_freq_ratio"
 
-_TYPES = {PACK_STATE: bool, PAD_OMNIGEN2_TEXT: bool, TEXT_LENGTH: int, NUM_FRAMES: int, NUM_STEPS: int}
+_TYPES = {
+    PACK_STATE: bool,
+    PAD_OMNIGEN2_TEXT: bool,
+    TEXT_LENGTH: int,
+    NUM_FRAMES: int,
+    NUM_STEPS: int,
+    VIDEO_STRIDE: int,
+}
 
 
 def read_settings(path: Path) -> dict[str, Any]:
