@@ -78,7 +78,13 @@ def pack_images(images: Sequence[Sequence[Tensor]], offset: Tensor, patch_size: 
     Args:
         images: for every sample its images, of which there may be none; at least one in the batch.
         offset: `[B]`, where each sample's first image stands.
+
+    Raises:
+        ValueError: a sample has more images than the network can tell apart.
     """
+    most = max(len(sample) for sample in images)
+    if most > MAX_REFERENCES:
+        raise ValueError(f"a sample may have {MAX_REFERENCES} references, got {most}")
     first = next(image for sample in images for image in sample)
     tokens, ids, index, end = [], [], [], offset.clone()
     for row, sample in enumerate(images):
@@ -284,11 +290,8 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             ref_hidden_states: `[B, M, patch_size² · in_channels]` tokens of clean references, one image behind the
                 other.
             ref_index: `[B, M]`, which of the sample's references a token belongs to, -1 for padding; None: there is
-                one, and no padding.
+                one, and no padding. Below `MAX_REFERENCES`, as `pack_images` sees to.
             hidden_mask: `[B, N]` bool, False for padding.
-
-        Raises:
-            ValueError: a sample has more references than the network has index embeddings for.
         """
         num_text, num_target = encoder_hidden_states.shape[1], hidden_states.shape[1]
         if ref_hidden_states is None:
@@ -336,9 +339,6 @@ class OmniGen2Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         embedded = self.ref_image_patch_embedder(tokens)
         if index is None:
             return embedded + self.image_index_embedding[0], None
-        if index.numel() and index.max() >= len(self.image_index_embedding):
-            known = len(self.image_index_embedding)
-            raise ValueError(f"a sample may have {known} references, got one of index {int(index.max())}")
         return embedded + self.image_index_embedding[index.clamp(min=0)], index >= 0
 
     def _run(self, blocks: nn.ModuleList, states: Tensor, mask: Tensor | None, rotary: Rotary, temb=None) -> Tensor:
