@@ -1,3 +1,4 @@
+import copy
 import json
 
 import numpy as np
@@ -15,7 +16,12 @@ from imagewam.modeling.transformers.ovis_u1_condition import (
     OvisU1ConditionConfig,
     OvisU1ConditionEncoder,
 )
-from imagewam.modeling.transformers.ovis_u1_vision import OvisU1VisionConfig, prepare_pixels, resized_size
+from imagewam.modeling.transformers.ovis_u1_vision import (
+    OvisU1VisionConfig,
+    clamped_resize,
+    prepare_pixels,
+    resized_size,
+)
 
 IMAGE = [IMAGE_BEGIN_ID, IMAGE_ID, IMAGE_END_ID]
 TINY_TEXT = {
@@ -170,6 +176,19 @@ def test_what_stands_in_padding_changes_no_valid_row(encoder, batch):
 
 
 @torch.no_grad()
+def test_no_value_on_another_device_is_waited_for(encoder, batch):
+    """Tensors on the meta device have shapes only: whoever asks for a value fails."""
+    words = batch["input_ids"].to("meta"), batch["attention_mask"].to("meta")
+    with pytest.raises(ValueError, match="expected a mask of shape"):
+        encoder(words[0], words[1][:, 1:], batch["pixel_values"])
+    network = copy.deepcopy(encoder).to("meta")
+    ready = {"attention_mask": {"full_attention": None}}  # transformers makes its own of the mask and looks at it
+    network.language_model.register_forward_pre_hook(lambda _, args, kwargs: (args, kwargs | ready), with_kwargs=True)
+    conditions, mask = network(*words, batch["pixel_values"].to("meta"))
+    assert conditions.shape == (2, 9, 2 * TINY_TEXT["hidden_size"]) and mask.shape == (2, 9)
+
+
+@torch.no_grad()
 def test_words_behind_the_image_see_it_and_words_before_do_not(encoder, batch):
     expected, _ = encoder(**batch)
     found, _ = encoder(**{**batch, "pixel_values": -batch["pixel_values"]})
@@ -259,6 +278,7 @@ def test_images_are_shrunk_before_they_are_brought_into_the_limits():
     # transformers refuses these; Ovis cuts the ratio at 200 to 1.
     (_, small), (height, width) = resized_size(32, 32 * 300, config)
     assert small < 32 * 300 and width / height <= 200
+    assert clamped_resize(32, 32 * 300, 28, 28 * 28, 200_704) == clamped_resize(32, 32 * 200, 28, 28 * 28, 200_704)
 
 
 def test_prompts_and_images_that_do_not_fit_are_errors(encoder, batch):

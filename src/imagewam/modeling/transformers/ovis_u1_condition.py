@@ -105,7 +105,9 @@ class OvisU1ConditionEncoder(PreTrainedModel):
             replaced by all visual tokens of the image, so with an image L' = L - 1 + visual tokens.
 
         Raises:
-            ValueError: the prompts and the images do not fit each other, or padding is not on the right.
+            ValueError: shapes do not fit each other; and, where the ids (or the mask) lie on the CPU, the prompts and
+                the images do not fit each other, or padding is not on the right. Looking at them on another device
+                would make every call wait for it.
         """
         mask = None if attention_mask is None else attention_mask.bool()
         _check_inputs(input_ids, mask, pixel_values)
@@ -138,18 +140,25 @@ class OvisU1ConditionEncoder(PreTrainedModel):
 
 def _spread(values: Tensor, input_ids: Tensor, num_tokens: int) -> Tensor:
     """Values of tokens `[B, L]`, with that of the image repeated for each of its visual tokens: `[B, L']`."""
-    repeats = torch.where(input_ids == IMAGE_ID, num_tokens, 1).flatten()
-    length = input_ids.shape[1] - 1 + num_tokens
-    spread = values.flatten().repeat_interleave(repeats, output_size=len(values) * length)
-    return spread.view(-1, length)
+    at = (input_ids == IMAGE_ID).int().argmax(dim=1, keepdim=True)
+    place = torch.arange(input_ids.shape[1] - 1 + num_tokens, device=input_ids.device)
+    source = torch.maximum(torch.minimum(place, at), place - num_tokens + 1)
+    return values.gather(1, source)
 
 
 def _check_inputs(input_ids: Tensor, mask: Tensor | None, pixel_values: Tensor | None) -> None:
     if mask is not None and mask.shape != input_ids.shape:
         raise ValueError(f"expected a mask of shape {tuple(input_ids.shape)}, got {tuple(mask.shape)}")
-    if mask is not None and (mask[:, 1:] & ~mask[:, :-1]).any():
+    if pixel_values is not None and (pixel_values.ndim != 4 or len(pixel_values) != len(input_ids)):
+        raise ValueError(f"expected pixel_values [{len(input_ids)}, 3, H, W], got {list(pixel_values.shape)}")
+    if mask is not None and mask.device.type == "cpu" and (mask[:, 1:] & ~mask[:, :-1]).any():
         raise ValueError("expected padding on the right, got an attention_mask with tokens behind padding")
-    marks = [row[row < 0].tolist() for row in input_ids.cpu()]
+    if input_ids.device.type == "cpu":
+        _check_placeholders(input_ids, pixel_values is not None)
+
+
+def _check_placeholders(input_ids: Tensor, has_pixels: bool) -> None:
+    marks = [row[row < 0].tolist() for row in input_ids]
     with_image = [row == _PLACEHOLDERS for row in marks]
     if any(row and not image for row, image in zip(marks, with_image, strict=True)):
         raise ValueError(f"a prompt has no image or one, written {_PLACEHOLDERS}; got the negative ids {marks}")
@@ -158,9 +167,7 @@ def _check_inputs(input_ids: Tensor, mask: Tensor | None, pixel_values: Tensor |
             f"a batch holds prompts with an image or prompts without, not both; got {sum(with_image)} prompts of "
             f"{len(with_image)} with an image"
         )
-    if any(with_image) and pixel_values is None:
+    if any(with_image) and not has_pixels:
         raise ValueError("the prompts have an image placeholder, but pixel_values is None")
-    if pixel_values is not None and not any(with_image):
+    if has_pixels and not any(with_image):
         raise ValueError(f"expected prompts with the image placeholder {_PLACEHOLDERS} for pixel_values, got none")
-    if pixel_values is not None and (pixel_values.ndim != 4 or len(pixel_values) != len(input_ids)):
-        raise ValueError(f"expected pixel_values [{len(input_ids)}, 3, H, W], got {list(pixel_values.shape)}")

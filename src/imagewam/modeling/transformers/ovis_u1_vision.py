@@ -53,11 +53,17 @@ class OvisU1VisionConfig(PreTrainedConfig):
     max_pixels: int = 2_408_448
 
 
+def clamped_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """transformers' `smart_resize`, except where one side is more than 200 times the other: its end counts as 200
+    times, which transformers refuses."""
+    longest = _MAX_ASPECT_RATIO * min(height, width)
+    return smart_resize(min(height, longest), min(width, longest), factor, min_pixels, max_pixels)
+
+
 def resized_size(height: int, width: int, config: OvisU1VisionConfig) -> list[tuple[int, int]]:
     """The (height, width) that an image goes through, one after the other: shrunk, then brought into the limits.
 
-    Sides are multiples of `patch_size * merge_size`. Where one side is more than 200 times the other, its end counts
-    as 200 times.
+    Sides are multiples of `patch_size * merge_size`, see `clamped_resize`.
     """
     factor = config.patch_size * config.merge_size
     sizes = []
@@ -65,8 +71,7 @@ def resized_size(height: int, width: int, config: OvisU1VisionConfig) -> list[tu
         (min(4 * factor**2, config.min_pixels), config.min_pixels),
         (config.min_pixels, config.max_pixels),
     ):
-        longest = _MAX_ASPECT_RATIO * min(height, width)
-        height, width = smart_resize(min(height, longest), min(width, longest), factor, least, most)
+        height, width = clamped_resize(height, width, factor, least, most)
         sizes.append((height, width))
     return sizes
 
