@@ -20,6 +20,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.normalization import AdaLayerNormContinuous
 from diffusers.models.transformers.transformer_flux import FluxPosEmbed, FluxSingleTransformerBlock
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoIndividualTokenRefiner
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -49,7 +50,7 @@ def unpack_latents(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
 def image_ids(grid: tuple[int, int], index: int, device: torch.device | str | None = None) -> Tensor:
     """RoPE positions (index, row, column) of one image, `[rows * columns, 3]`; index 0: target, 1: condition."""
     rows, columns = (torch.arange(size, device=device) for size in grid)
-    return torch.cartesian_prod(torch.tensor([index], device=device), rows, columns)
+    return torch.cartesian_prod(torch.full((1,), index, device=device), rows, columns)
 
 
 class OvisU1AttnProcessor:
@@ -188,7 +189,10 @@ class OvisU1Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.proj_out = nn.Linear(self.inner_dim, out_channels)
         self.gradient_checkpointing = False
 
-    def refine_text(self, encoder_hidden_states: Tensor, encoder_attention_mask: Tensor | None = None):
+    @apply_forward_hook  # called before `forward`, it may be what offloading has to bring the weights for
+    def refine_text(
+        self, encoder_hidden_states: Tensor, encoder_attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """What the blocks need of the condition embeddings; the same at every diffusion time.
 
         Args:
@@ -197,7 +201,13 @@ class OvisU1Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
         Returns:
             Tokens `[B, L, inner_dim]` and their summary `[B, inner_dim]`.
+
+        Raises:
+            ValueError: L is 0.
         """
+        return self._refine_text(encoder_hidden_states, encoder_attention_mask)
+
+    def _refine_text(self, encoder_hidden_states: Tensor, encoder_attention_mask: Tensor | None):
         if encoder_hidden_states.shape[1] == 0:
             raise ValueError("no text to refine: expected [B, L, joint_attention_dim] with L > 0, got L = 0")
         return self.context_refiner(encoder_hidden_states, encoder_attention_mask)
@@ -227,7 +237,9 @@ class OvisU1Transformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             ValueError: shapes do not fit each other, or there is neither text nor a summary.
         """
         if pooled_projections is None:
-            encoder_hidden_states, pooled_projections = self.refine_text(encoder_hidden_states, encoder_attention_mask)
+            encoder_hidden_states, pooled_projections = self._refine_text(
+                encoder_hidden_states, encoder_attention_mask
+            )
         num_text = self._check_shapes(hidden_states, encoder_hidden_states, img_ids, encoder_attention_mask)
         temb = self.time_text_embed(timestep.float() * 1000, pooled_projections)
         rotary = self.pos_embed(torch.cat([img_ids.new_zeros(num_text, img_ids.shape[1]), img_ids]))
