@@ -5,7 +5,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -26,17 +25,6 @@ def pipeline():
     pipeline = tiny_omnigen2_pipeline(PROMPTS)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-@pytest.fixture(scope="module")
-def image():
-    levels = np.random.default_rng(0).integers(256, size=(32, 64, 3), dtype=np.uint8)
-    return Image.fromarray(levels)
-
-
-@pytest.fixture(scope="module")
-def noise():
-    return torch.randn(1, 4, 8, 16, generator=torch.Generator().manual_seed(1))
 
 
 def shifted_times(num_steps):
@@ -183,6 +171,12 @@ def test_the_result_has_the_size_of_the_only_reference_which_is_only_ever_shrunk
 
     assert size(image.resize((75, 39))) == (32, 72)
     assert size(image.resize((128, 64)), max_pixels=32 * 64) == (32, 64)
+    assert size(image.resize((128, 64)), max_input_image_side_length=64) == (32, 64)
+    assert size(image.resize((64, 128)), max_input_image_side_length=64) == (64, 32)
+    assert size(image.resize((64, 32)), max_input_image_side_length=128) == (32, 64)
+    assert size(image.resize((128, 64)), max_pixels=16 * 32, max_input_image_side_length=64) == (16, 32)
+    # In floating point 98 * (32 / 98) is less than 32.
+    assert size(image.resize((98, 98)), max_input_image_side_length=32) == (32, 32)
     assert size(image.resize((128, 64)), height=16, width=24) == (16, 24)
     assert size(image, align_res=False, height=16, width=16) == (16, 16)
     assert pipeline._size([[torch.zeros(4, 4, 4)] * 2], None, None) == (1024, 1024)
@@ -363,5 +357,7 @@ def test_prompts_images_and_sizes_that_do_not_fit_are_errors(pipeline, image, no
         pipeline(PROMPTS, [[image], [image.resize((64, 64))]])
     with pytest.raises(ValueError, match=r"expected latents of shape \(1, 4, 4, 4\)"):
         pipeline(PROMPTS[0], image, height=16, width=16, latents=noise)
-    with pytest.raises(ValueError, match="may have 5 references"):
+    with pytest.raises(ValueError, match="may have 5 references, got 6"):
         pipeline(PROMPTS[0], [image] * 6, **SIZE, num_inference_steps=1)
+    with pytest.raises(ValueError, match="num_inference_steps of at least 1, got 0"):
+        pipeline(PROMPTS[0], image, num_inference_steps=0)

@@ -1,12 +1,14 @@
+import copy
 import json
 import math
 
 import numpy as np
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from PIL import Image
 
-from imagewam.modeling.editing_pipelines.ovis_u1 import OvisU1Pipeline
+from imagewam.modeling.editing_pipelines.ovis_u1 import OvisU1Pipeline, decode_latents, encode_latents
 from imagewam.modeling.transformers.ovis_u1 import image_ids, pack_latents, unpack_latents
 from imagewam.modeling.transformers.ovis_u1_condition import IMAGE_BEGIN_ID, IMAGE_END_ID, IMAGE_ID
 from tiny_ovis_u1 import pipeline as tiny_ovis_u1_pipeline
@@ -25,17 +27,6 @@ def pipeline():
     pipeline = tiny_ovis_u1_pipeline(PROMPTS)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-@pytest.fixture(scope="module")
-def image():
-    levels = np.random.default_rng(0).integers(256, size=(32, 64, 3), dtype=np.uint8)
-    return Image.fromarray(levels)
-
-
-@pytest.fixture(scope="module")
-def noise():
-    return torch.randn(1, 4, 8, 16, generator=torch.Generator().manual_seed(1))
 
 
 def conditions(pipeline, prompt, pixels):
@@ -131,6 +122,54 @@ def test_sizes_follow_the_image_in_multiples_of_32(pipeline, image):
     assert pipeline(PROMPTS[0], image, height=24, width=16, **options).images.shape == (1, 3, 24, 16)
     assert pipeline._size([Image.new("RGB", (1920, 1080))], None, None) == (736, 1312)
     assert pipeline._size([], None, None) == (1024, 1024)
+    # transformers' rule for sizes refuses ratios above 200; Ovis cuts them.
+    assert pipeline._size([Image.new("RGB", (32 * 300, 32))], None, None) == (32, 6400)
+
+
+@torch.no_grad()
+def test_a_vae_that_overflows_in_float16_codes_images_in_float32(pipeline, image):
+    vae = copy.deepcopy(pipeline.vae)
+    for coder in (vae.encoder, vae.decoder):  # norms bring the numbers back, where they are numbers
+        coder.conv_in.weight.mul_(2e5).clamp_(-6e4, 6e4)
+    vae = vae.half()
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1
+    assert not vae.encode(pixels.half()).latent_dist.mode().isfinite().all()
+    latents = encode_latents(vae, pixels)
+    assert not vae.decode(latents.half()).sample.isfinite().all()
+    decoded = decode_latents(vae, latents)
+    assert vae.dtype == torch.float16 and decoded.dtype == latents.dtype == torch.float32
+    expected = copy.deepcopy(vae).float()
+    assert torch.equal(latents, expected.encode(pixels).latent_dist.mode() * 0.13025)
+    assert torch.equal(decoded, expected.decode(latents / 0.13025).sample) and decoded.isfinite().all()
+    vae.decoder.conv_in.register_forward_pre_hook(_fail)
+    with pytest.raises(OSError):
+        decode_latents(vae, latents)
+    assert vae.dtype == torch.float16
+
+
+def _fail(*args):
+    raise OSError
+
+
+def test_offloaded_weights_are_fetched_before_the_text_is_refined(pipeline, image, noise):
+    """And the text encoder has read all texts by then, so that neither is moved again."""
+    events = []
+
+    class Offload(ModelHook):
+        def pre_forward(self, module, *args, **kwargs):
+            events.append(type(module).__name__)
+            return args, kwargs
+
+    add_hook_to_module(pipeline.transformer, Offload())
+    add_hook_to_module(pipeline.text_encoder, Offload())
+    refiner = pipeline.transformer.context_refiner
+    handle = refiner.register_forward_pre_hook(lambda *args: events.append("refined"))
+    pipeline(PROMPTS[0], image, num_inference_steps=1, latents=noise, output_type="latent")
+    handle.remove()
+    for module in (pipeline.transformer, pipeline.text_encoder):
+        remove_hook_from_module(module)
+    network = "OvisU1Transformer2DModel"
+    assert events == ["OvisU1ConditionEncoder"] * 3 + [network, "refined"] * 3 + [network] * 3
 
 
 def test_an_image_of_another_shape_is_cropped_around_its_centre(pipeline, image, noise):
@@ -199,6 +238,10 @@ def test_prompts_images_and_sizes_that_do_not_fit_are_errors(pipeline, image, no
         pipeline(PROMPTS[0], [torch.zeros(3, 32, 64)])
     with pytest.raises(ValueError, match="expected a prompt, got none"):
         pipeline([])
+    with pytest.raises(ValueError, match="num_inference_steps of at least 1, got 0"):
+        pipeline(PROMPTS[0], image, num_inference_steps=0)
+    with pytest.raises(ValueError, match="the text encoder takes 512"):
+        pipeline("drawer " * 600, image)
     with pytest.raises(ValueError, match="height and width belong together"):
         pipeline(PROMPTS[0], image, height=16)
     with pytest.raises(ValueError, match="multiples of 8, got 20 x 32"):

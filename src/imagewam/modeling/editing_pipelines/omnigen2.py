@@ -6,6 +6,7 @@ OmniGen2 (arXiv:2506.18871).
 import json
 import os
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,6 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import snapshot_download
 from PIL import Image
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2_5_VLTextM
 
 from ...processing.prompt import check_prompt_format, tokenize
 from ..transformers.omnigen2 import OmniGen2Transformer2DModel, PackedImages, pack_images, unpatchify
+from .inputs import check_images, check_num_steps, initial_latents, named_size
 
 PROMPT_FORMAT = {
     "chat_template_kwargs": None,
@@ -117,6 +118,7 @@ class OmniGen2Pipeline(DiffusionPipeline):
         image_guidance_scale: float = 2.0,
         cfg_range: tuple[float, float] = (0.0, 1.0),
         max_pixels: int = 1024 * 1024,
+        max_input_image_side_length: int | None = None,
         align_res: bool = True,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -141,6 +143,8 @@ class OmniGen2Pipeline(DiffusionPipeline):
             image_guidance_scale: s_i.
             cfg_range: part of the steps, from 0 to 1, in which there is guidance; outside of it v = c.
             max_pixels: larger references are shrunk to this area (Lanczos), all of them to whole tokens.
+            max_input_image_side_length: references with a longer side are shrunk to this many pixels on it. None: no
+                limit. (The released code has one; its default is not known here.)
             align_res: with one reference per prompt, the result has its size unless height and width are given.
             latents: noise to start from, `[B, C, height / stride, width / stride]`; by default from `generator`.
             prompt_embeds, prompt_embeds_mask: `[B, L, D]` and `[B, L]` as `encode_prompt` returns them.
@@ -150,8 +154,10 @@ class OmniGen2Pipeline(DiffusionPipeline):
                 the latents that it returns in a dict.
 
         Raises:
-            ValueError: the numbers of prompts and images or the sizes do not fit each other.
+            ValueError: the numbers of prompts and images or the sizes do not fit each other, a sample has too many
+                references, or there is no step to take.
         """
+        check_num_steps(num_inference_steps)
         prompts = [prompt] if isinstance(prompt, str) else prompt
         batch_size = _batch_size(prompts, prompt_embeds)
         images = _per_prompt(input_images, batch_size)
@@ -162,9 +168,11 @@ class OmniGen2Pipeline(DiffusionPipeline):
         num_negative = _batch_size(negative_prompt, negative_prompt_embeds)
         if num_negative != batch_size:
             raise ValueError(f"expected a negative prompt for each of {batch_size} prompts, got {num_negative}")
-        references = self._references(images, max_pixels)
+        references = self._references(images, max_pixels, max_input_image_side_length)
         height, width = self._size(references if align_res else [], height, width)
-        latents = self._noise(latents, batch_size, height, width, generator)
+        stride = self._token_stride // self.transformer.config.patch_size
+        shape = (batch_size, self.transformer.config.in_channels, height // stride, width // stride)
+        latents = initial_latents(latents, shape, self._execution_device, generator)
         both = self._condition(*self._text(prompts, prompt_embeds, prompt_embeds_mask), references)
         text_only = image_only = None
         if text_guidance_scale > 1:
@@ -223,12 +231,17 @@ class OmniGen2Pipeline(DiffusionPipeline):
         """Pixels per token."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1) * self.transformer.config.patch_size
 
-    def _references(self, images: list[list[Image.Image]], max_pixels: int) -> list[list[Tensor]]:
+    def _references(
+        self, images: list[list[Image.Image]], max_pixels: int, max_side: int | None
+    ) -> list[list[Tensor]]:
         """Every sample's references as latents `[C, h, w]`: means of the VAE posterior. (The released code draws.)"""
-        return [[self._reference(image, max_pixels) for image in sample] for sample in images]
+        return [[self._reference(image, max_pixels, max_side) for image in sample] for sample in images]
 
-    def _reference(self, image: Image.Image, max_pixels: int) -> Tensor:
+    def _reference(self, image: Image.Image, max_pixels: int, max_side: int | None) -> Tensor:
         scale = min(1.0, (max_pixels / (image.width * image.height)) ** 0.5)
+        if max_side is not None:
+            # Exact: a float may leave the longest side a little below the limit, which costs it a token.
+            scale = min(scale, Fraction(max_side, max(image.size)))
         stride = self._token_stride
         size = [int(side * scale) // stride * stride for side in (image.height, image.width)]
         if min(size) == 0:
@@ -239,29 +252,16 @@ class OmniGen2Pipeline(DiffusionPipeline):
         return (latents.float() - vae.config.shift_factor) * vae.config.scaling_factor
 
     def _size(self, references: list[list[Tensor]], height: int | None, width: int | None) -> tuple[int, int]:
-        if (height is None) != (width is None):
-            raise ValueError(f"height and width belong together, got height {height} and width {width}")
-        if height is None and references and all(len(sample) == 1 for sample in references):
+        named = named_size(height, width, self._token_stride)
+        if named is not None:
+            return named
+        if references and all(len(sample) == 1 for sample in references):
             stride = self._token_stride // self.transformer.config.patch_size
             sizes = {(image.shape[1] * stride, image.shape[2] * stride) for (image,) in references}
             if len(sizes) > 1:
                 raise ValueError(f"the references ask for results of {sorted(sizes)}; name one height and width")
             return sizes.pop()
-        if height is None:
-            return _DEFAULT_SIZE, _DEFAULT_SIZE
-        multiple = self._token_stride
-        if min(height, width) < multiple or height % multiple or width % multiple:
-            raise ValueError(f"expected a height and a width that are multiples of {multiple}, got {height} x {width}")
-        return height, width
-
-    def _noise(self, latents: Tensor | None, batch_size: int, height: int, width: int, generator) -> Tensor:
-        stride = self._token_stride // self.transformer.config.patch_size
-        shape = (batch_size, self.transformer.config.in_channels, height // stride, width // stride)
-        if latents is None:
-            return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
-        if latents.shape != shape:
-            raise ValueError(f"expected latents of shape {shape}, got {tuple(latents.shape)}")
-        return latents.to(self._execution_device, torch.float32)
+        return _DEFAULT_SIZE, _DEFAULT_SIZE
 
     def _condition(self, embeds: Tensor, mask: Tensor | None, references: list[list[Tensor]]) -> "_Condition":
         """What the network needs of texts and references: the same at every step."""
@@ -367,7 +367,5 @@ def _per_prompt(images: Any, num_prompts: int) -> list[list[Image.Image]]:
     images = [list(sample) for sample in images]
     if len(images) != num_prompts:
         raise ValueError(f"expected one list of images for each of {num_prompts} prompts, got {len(images)}")
-    for image in (image for sample in images for image in sample):
-        if not isinstance(image, Image.Image):
-            raise ValueError(f"expected PIL images, got {type(image).__name__}")
+    check_images(image for sample in images for image in sample)
     return images

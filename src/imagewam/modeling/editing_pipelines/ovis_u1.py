@@ -5,18 +5,18 @@ Ovis-U1 Technical Report (arXiv:2506.23044).
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import snapshot_download
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 from transformers import Qwen2TokenizerFast
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from ...processing.prompt import check_prompt_format, tokenize
 from ..transformers.ovis_u1 import (
@@ -28,7 +28,17 @@ from ..transformers.ovis_u1 import (
     unpack_latents,
 )
 from ..transformers.ovis_u1_condition import IMAGE_BEGIN_ID, IMAGE_END_ID, IMAGE_ID, OvisU1ConditionEncoder
+from ..transformers.ovis_u1_vision import clamped_resize
+from .inputs import check_images, check_num_steps, initial_latents, named_size
 
+PROMPT_FORMAT = {
+    "chat_template_kwargs": None,
+    "system_message": None,
+    "content_parts": False,
+    "max_length": 512,
+    "text": "<|im_start|>user\n<image>\n{prompt}<|im_end|>\n",
+    "image_ids": [IMAGE_BEGIN_ID, IMAGE_ID, IMAGE_END_ID],
+}
 UNCONDITIONAL_PROMPT = "Generate an image."
 TEXT_TO_IMAGE_PREFIX = (
     "Describe the image by detailing the color, shape, size, texture, quantity, text, and spatial relationships of "
@@ -121,14 +131,19 @@ class OvisU1Pipeline(DiffusionPipeline):
             output_type: "pil", "np", "pt", or "latent" for unscaled latents of the shape of `latents`.
 
         Raises:
-            ValueError: the numbers of prompts and images or the sizes do not fit each other.
+            ValueError: the numbers of prompts and images or the sizes do not fit each other, a prompt is too long, or
+                there is no step to take.
         """
+        check_num_steps(num_inference_steps)
         prompts, images = _as_lists(prompt, image)
         height, width = self._size(images, height, width)
         if text_guidance_scale is None:
             text_guidance_scale = 6.0 if images else 5.0
         unconditional, no_text, conditional = self._guidance_inputs(prompts, images, height, width)
-        tokens, grid = self._prepare_latents(latents, len(prompts), height, width, generator)
+        rows, columns = height // self._vae_stride, width // self._vae_stride
+        shape = (len(prompts), self.vae.config.latent_channels, rows, columns)
+        tokens = pack_latents(initial_latents(latents, shape, self._execution_device, generator))
+        grid = (rows // _PATCH, columns // _PATCH)
         self._set_timesteps(num_inference_steps, tokens.shape[1])
         for timestep in self.progress_bar(self.scheduler.timesteps):
             times = (timestep / 1000).expand(len(prompts))
@@ -139,27 +154,23 @@ class OvisU1Pipeline(DiffusionPipeline):
             tokens = self.scheduler.step(velocity, timestep, tokens, return_dict=False)[0]
         result = unpack_latents(tokens, grid)
         if output_type != "latent":
-            result = self.image_processor.postprocess(self._decode(result), output_type=output_type)
+            result = self.image_processor.postprocess(decode_latents(self.vae, result), output_type=output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=result) if return_dict else (result,)
 
     def _size(self, images: list[Image.Image], height: int | None, width: int | None) -> tuple[int, int]:
-        if (height is None) != (width is None):
-            raise ValueError(f"height and width belong together, got height {height} and width {width}")
-        if height is None and images:
-            limits = {"factor": _SIZE_MULTIPLE, "min_pixels": _SIZE_MULTIPLE**2, "max_pixels": _MAX_AREA}
-            sizes = {smart_resize(image.height, image.width, **limits) for image in images}
+        named = named_size(height, width, self._vae_stride * _PATCH)
+        if named is not None:
+            return named
+        if images:
+            limits = _SIZE_MULTIPLE, _SIZE_MULTIPLE**2, _MAX_AREA
+            sizes = {clamped_resize(image.height, image.width, *limits) for image in images}
             if len(sizes) > 1:
                 raise ValueError(
                     f"the images of a batch must ask for one size, got {sorted(sizes)}; name height and width"
                 )
             return sizes.pop()
-        if height is None:
-            return _DEFAULT_SIZE, _DEFAULT_SIZE
-        multiple = self._vae_stride * _PATCH
-        if min(height, width) < multiple or height % multiple or width % multiple:
-            raise ValueError(f"expected a height and a width that are multiples of {multiple}, got {height} x {width}")
-        return height, width
+        return _DEFAULT_SIZE, _DEFAULT_SIZE
 
     @property
     def _vae_stride(self) -> int:
@@ -169,56 +180,29 @@ class OvisU1Pipeline(DiffusionPipeline):
         """For the velocities u, w and c of `__call__`; None for w where there is no image."""
         white = torch.ones(len(prompts), 3, height, width, device=self._execution_device)
         no_prompts = [UNCONDITIONAL_PROMPT] * len(prompts)
-        unconditional = self._guidance_input(no_prompts, white)
-        if not images:
-            return [
-                unconditional,
-                None,
-                self._guidance_input([TEXT_TO_IMAGE_PREFIX + text for text in prompts], white),
-            ]
-        fitted = [ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.BICUBIC) for image in images]
-        pixels = self.image_processor.preprocess(fitted).to(white)
-        condition = self._encode_image(pixels)
-        return [unconditional, *(self._guidance_input(texts, pixels, condition) for texts in (no_prompts, prompts))]
+        if images:
+            rgb = (image.convert("RGB") for image in images)
+            fitted = [ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC) for image in rgb]
+            pixels = self.image_processor.preprocess(fitted).to(white)
+            condition = pack_latents(encode_latents(self.vae, pixels))
+            given = [(no_prompts, white, None), (no_prompts, pixels, condition), (prompts, pixels, condition)]
+        else:
+            described = [TEXT_TO_IMAGE_PREFIX + text for text in prompts]
+            given = [(no_prompts, white, None), (described, white, None)]
+        # The text encoder is done before the transformer begins, so offloading moves each of them once.
+        encoded = [self._encode_text(texts, pixels) for texts, pixels, _ in given]
+        inputs = []
+        for (embeds, mask), (_, _, condition) in zip(encoded, given, strict=True):
+            text, pooled = self.transformer.refine_text(embeds, mask)
+            inputs.append({"text": text, "pooled": pooled, "mask": mask, "condition": condition})
+        return inputs if images else [inputs[0], None, inputs[1]]
 
-    def _guidance_input(self, prompts: list[str], pixels: Tensor, condition: Tensor | None = None) -> dict[str, Any]:
-        """What the transformer needs of prompts, of the images that the text encoder sees, and of those that it sees
-        itself: the same at every step."""
-        tokens = tokenize(self.tokenizer, prompts, "{instruction}", self._prompt_format())
+    def _encode_text(self, prompts: list[str], pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Embeddings of prompts and of the images that the text encoder sees; no mask where nothing is padded."""
+        tokens = tokenize(self.tokenizer, prompts, "{instruction}", check_prompt_format(PROMPT_FORMAT))
         ids, mask = (torch.from_numpy(tokens[name]).to(pixels.device) for name in ("input_ids", "attention_mask"))
         embeds, mask = self.text_encoder(ids, mask, pixels)
-        mask = None if mask.all() else mask
-        text, pooled = self.transformer.refine_text(embeds.to(self.transformer.dtype), mask)
-        return {"text": text, "pooled": pooled, "mask": mask, "condition": condition}
-
-    def _prompt_format(self) -> dict[str, Any]:
-        return check_prompt_format(
-            {
-                "chat_template_kwargs": None,
-                "system_message": None,
-                "content_parts": False,
-                "max_length": self.text_encoder.config.text_config.max_position_embeddings,
-                "text": "<|im_start|>user\n<image>\n{prompt}<|im_end|>\n",
-                "image_ids": [IMAGE_BEGIN_ID, IMAGE_ID, IMAGE_END_ID],
-            }
-        )
-
-    def _encode_image(self, pixels: Tensor) -> Tensor:
-        """Mean of the VAE posterior, scaled, in 2x2 patches. (The published code draws from the posterior.)"""
-        posterior = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist
-        return pack_latents(posterior.mode().float() * self.vae.config.scaling_factor)
-
-    def _prepare_latents(
-        self, latents: Tensor | None, batch_size: int, height: int, width: int, generator
-    ) -> tuple[Tensor, tuple[int, int]]:
-        rows, columns = height // self._vae_stride, width // self._vae_stride
-        shape = (batch_size, self.vae.config.latent_channels, rows, columns)
-        if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
-        elif latents.shape != shape:
-            raise ValueError(f"expected latents of shape {shape}, got {tuple(latents.shape)}")
-        tokens = pack_latents(latents.to(self._execution_device, torch.float32))
-        return tokens, (rows // _PATCH, columns // _PATCH)
+        return embeds.to(self.transformer.dtype), None if mask.all() else mask
 
     def _set_timesteps(self, num_steps: int, num_tokens: int) -> None:
         """μ grows linearly with the number of tokens, through the scheduler's two points."""
@@ -244,14 +228,33 @@ class OvisU1Pipeline(DiffusionPipeline):
         )[0]
         return output[:, : tokens.shape[1]].float()
 
-    def _decode(self, latents: Tensor) -> Tensor:
-        """In float32, as published: SDXL's VAE overflows in float16."""
-        dtype = self.vae.dtype
-        # The plain `to`, as diffusers' own warns about every change of dtype.
-        nn.Module.to(self.vae, torch.float32)
-        pixels = self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False)[0]
-        nn.Module.to(self.vae, dtype)
-        return pixels
+
+def encode_latents(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
+    """Mean of the VAE posterior, scaled: `[B, 3, H, W]` in [-1, 1] -> `[B, C, H / stride, W / stride]` float32.
+
+    The published code draws from the posterior. SDXL's VAE overflows in float16, where it encodes in float32.
+    """
+    if vae.dtype == torch.float16 and vae.config.force_upcast:
+        with _in_float32(vae):
+            return encode_latents(vae, pixels)
+    return vae.encode(pixels.to(vae.dtype)).latent_dist.mode().float() * vae.config.scaling_factor
+
+
+def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """The inverse of `encode_latents`, to pixels in float32: computed in it whatever the VAE's dtype, as published."""
+    with _in_float32(vae):
+        return vae.decode(latents.float() / vae.config.scaling_factor, return_dict=False)[0]
+
+
+@contextmanager
+def _in_float32(vae: AutoencoderKL) -> Iterator[None]:
+    dtype = vae.dtype
+    # The plain `to`, as diffusers' own warns about every change of dtype.
+    nn.Module.to(vae, torch.float32)
+    try:
+        yield
+    finally:
+        nn.Module.to(vae, dtype)
 
 
 def _as_lists(
@@ -263,9 +266,7 @@ def _as_lists(
         raise ValueError("expected a prompt, got none")
     if image is not None and len(images) != len(prompts):
         raise ValueError(f"expected one image for each of {len(prompts)} prompts, got {len(images)} images")
-    for found in images:
-        if not isinstance(found, Image.Image):
-            raise ValueError(f"expected PIL images, got {type(found).__name__}")
+    check_images(images)
     return prompts, images
 
 
