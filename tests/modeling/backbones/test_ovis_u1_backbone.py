@@ -121,6 +121,23 @@ def test_codes_images_as_the_pipeline_does(pipeline, policy, image):
         policy.backbone.encode_image(torch.zeros(1, 3, 32, 60))
 
 
+@torch.no_grad()
+def test_codes_images_in_float16_where_the_vae_overflows_in_it(policy, image):
+    half = copy.deepcopy(policy)
+    vae = half.backbone.frozen_part("vae")
+    for coder in (vae.encoder, vae.decoder):  # norms bring the numbers back, where they are numbers
+        coder.conv_in.weight.mul_(2e5).clamp_(-6e4, 6e4)
+    expected = copy.deepcopy(half).backbone
+    half.half()
+    assert not vae.encode(pixels(image).half()).latent_dist.mode().isfinite().all()
+    latents, grid = half.backbone.encode_image(pixels(image))
+    assert vae.dtype == latents.dtype == torch.float16
+    torch.testing.assert_close(latents.float(), expected.encode_image(pixels(image))[0], atol=1e-2, rtol=0)
+    frame = half.backbone.decode_image(latents, grid)
+    assert frame.dtype == torch.float32
+    torch.testing.assert_close(frame, expected.decode_image(latents.float(), grid), atol=1e-2, rtol=0)
+
+
 def test_the_action_expert_has_the_backbones_width_by_default(pipeline):
     assert ImageWAMForActionPrediction.from_editing_pipeline(pipeline).config.action_hidden_size == 1536
 

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from ..action_expert import AttentionGeometry, OvisU1ActionExpert
-from ..editing_pipelines.ovis_u1 import OvisU1Pipeline
+from ..editing_pipelines.ovis_u1 import PROMPT_FORMAT, OvisU1Pipeline, decode_latents, encode_latents
 from ..kv_cache import token_spans
 from ..transformers.ovis_u1 import (
     CONDITION_INDEX,
@@ -19,7 +19,7 @@ from ..transformers.ovis_u1 import (
     pack_latents,
     unpack_latents,
 )
-from ..transformers.ovis_u1_condition import IMAGE_BEGIN_ID, IMAGE_END_ID, IMAGE_ID, OvisU1ConditionEncoder
+from ..transformers.ovis_u1_condition import OvisU1ConditionEncoder
 from .base import EditingBackbone, TransformerCall, register_family
 
 ACTION_INDEX = 2
@@ -37,14 +37,7 @@ class OvisU1Backbone(EditingBackbone):
     pipeline_classes = ("OvisU1Pipeline",)
     text_sees_image = True
     frozen_loaders = {"vae": AutoencoderKL, "text_encoder": OvisU1ConditionEncoder}
-    default_prompt_format = {
-        "chat_template_kwargs": None,
-        "system_message": None,
-        "content_parts": False,
-        "max_length": 512,
-        "text": "<|im_start|>user\n<image>\n{prompt}<|im_end|>\n",
-        "image_ids": [IMAGE_BEGIN_ID, IMAGE_ID, IMAGE_END_ID],
-    }
+    default_prompt_format = PROMPT_FORMAT
     action_expert_class = OvisU1ActionExpert
     action_hidden_size = 1536
     lora_targets = (
@@ -86,13 +79,10 @@ class OvisU1Backbone(EditingBackbone):
     def encode_image(self, pixel_values: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Mean of the VAE posterior, scaled, in 2x2 patches. (The published code draws from the posterior.)"""
         vae, grid = self.frozen_part("vae"), self.grid_of(pixel_values)
-        latents = vae.encode(pixel_values.to(vae.dtype)).latent_dist.mode() * vae.config.scaling_factor
-        return pack_latents(latents).contiguous(), grid
+        return pack_latents(encode_latents(vae, pixel_values).to(vae.dtype)).contiguous(), grid
 
     def decode_image(self, image_latents: Tensor, image_grid: tuple[int, int]) -> Tensor:
-        vae = self.frozen_part("vae")
-        latents = unpack_latents(image_latents.to(vae.dtype), image_grid) / vae.config.scaling_factor
-        return vae.decode(latents, return_dict=False)[0]
+        return decode_latents(self.frozen_part("vae"), unpack_latents(image_latents, image_grid))
 
     def context_call(self, prompt_embeds, prompt_mask, image_latents, image_grid, timestep) -> TransformerCall:
         dtype, num_image = self.transformer.dtype, image_latents.shape[1]
