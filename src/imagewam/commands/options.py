@@ -53,6 +53,8 @@ def _split_config(argv: list[str]) -> tuple[str | None, list[str]]:
 
 
 def _yaml_options(path: str, known: set[str]) -> list[str]:
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder, expected a YAML file with options: a policy follows --checkpoint")
     try:
         entries = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
