@@ -213,6 +213,11 @@ def test_predict_says_what_is_missing(policy, words, message):
         main(["predict", "--checkpoint", str(policy), *words])
 
 
+def test_predict_of_a_folder_says_where_it_belongs(policy):
+    with pytest.raises(SystemExit, match="is a folder, expected a YAML file with options: a policy follows --checkpo"):
+        main(["predict", str(policy)])
+
+
 def test_predict_refuses_a_frame_that_is_not_there(policy, dataset):
     words = ["--checkpoint", str(policy), "--dataset", str(dataset), "--frame", "8"]
     with pytest.raises(SystemExit, match="episode 0 has 8 frames, there is no frame 8"):
@@ -222,8 +227,11 @@ def test_predict_refuses_a_frame_that_is_not_there(policy, dataset):
 def test_info_of_a_policy(policy, capsys):
     main(["info", str(policy)])
     output = capsys.readouterr().out
-    for text in ("flux2-klein", "16 x 16", "2: shoulder, elbow", "4 actions at 10 per second", "parameters in all"):
+    for text in ("flux2-klein", "16 x 16", "2: shoulder, elbow", "4 actions at 10 per second", "option rope_dtype"):
         assert text in output
+    rows = {line.split("  ")[0]: line.split("  ")[-1].strip() for line in output.splitlines()}
+    assert rows["gripper"] == rows["rotation in the state"] == "not named"
+    assert "parameters in all" in rows
 
 
 def test_info_of_a_dataset(dataset, capsys):

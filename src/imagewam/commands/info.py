@@ -12,6 +12,8 @@ from ..modeling.backbones import get_family
 from .options import parse_options
 
 Rows = list[tuple[str, str]]
+# Entries of `config.backbone` that are no options.
+_NETWORK = ("family", "transformer")
 
 
 @dataclass
@@ -59,7 +61,8 @@ def variant_rows(config: ImageWAMConfig) -> Rows:
         ("edit mode", f"{config.edit_mode}, time {config.edit_timestep:g}, context time {config.context_timestep}"),
         ("losses", f"{config.action_loss_weight:g} action + {config.image_loss_weight:g} image"),
         ("inference", f"{config.num_inference_steps} Euler steps, shift {config.time_shift:g}"),
-        *((f"frozen {name}", _source(reference)) for name, reference in config.frozen_parts.items()),
+        *((f"frozen {name}", source_name(reference)) for name, reference in config.frozen_parts.items()),
+        *((f"option {name}", str(value)) for name, value in config.backbone.items() if name not in _NETWORK),
     ]
 
 
@@ -83,10 +86,12 @@ def contract_rows(processor: ImageWAMProcessor) -> Rows:
         *cameras,
         ("layout", f"{contract.layout}, canvas {' x '.join(map(str, processor.layout.canvas_size))}"),
         ("state", f"{contract.state.normalization}, {_dimensions(contract.state.names)}"),
+        ("rotation in the state", contract.state.rotation or "not named"),
         ("actions", f"{contract.action.normalization}, {_dimensions(contract.action.names)}"),
+        ("gripper", contract.action.gripper or "not named"),
         ("relative to the state", f"{sum(index is not None for index in relative)} of {len(contract.action.names)}"),
         ("chunk", f"{contract.horizon} actions" + (f" at {contract.fps:g} per second" if contract.fps else "")),
-        ("dataset", _source(contract.dataset) if contract.dataset else "not named"),
+        ("dataset", source_name(contract.dataset) if contract.dataset else "not named"),
         ("contract hash", processor.contract_hash[:12]),
     ]
 
@@ -95,6 +100,7 @@ def _dimensions(names: Sequence[str]) -> str:
     return f"{len(names)}: {', '.join(names)}"
 
 
-def _source(reference: dict) -> str:
+def source_name(reference: dict) -> str:
+    """Repo, subfolder and revision in one line."""
     name = "/".join(filter(None, (reference["repo"] or "this folder", reference.get("subfolder"))))
     return f"{name} at {reference['revision']}" if reference.get("revision") else name
