@@ -119,7 +119,7 @@ BACKBONES = {
             "in_channels": 4,
             "hidden_size": 48,
             "num_layers": 2,
-            "num_refiner_layers": 1,
+            "num_refiner_layers": 2,
             "num_attention_heads": 2,
             "num_kv_heads": 1,
             "axes_dim_rope": [8, 8, 8],

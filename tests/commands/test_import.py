@@ -112,6 +112,48 @@ def test_a_base_is_needed_where_no_repo_has_the_frozen_parts(published, base, tm
     assert "is a pipeline of flux2-klein, the checkpoint is of ovis-u1" in message
 
 
+def test_a_base_replaces_no_part_whose_repo_is_known_unless_asked(published, base, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("imagewam.hub.published_omnigen2._TEXT_DIM", 24)  # so the tiny one counts as released
+    words = [published("omnigen2", {"pack_proprio_after_text": True}), "--output", tmp_path / "policy"]
+    assert "but no base to take them from" in error_of(*words, "--base_parts", "vae")
+    words += ["--base", base("omnigen2")]
+    message = error_of(*words)
+    assert "nothing would be taken from the base" in message and "Qwen/Qwen2.5-VL-3B-Instruct" in message
+    assert "expected some of ['vae', 'text_encoder', 'tokenizer'], got ['mllm']" in error_of(
+        *words, "--base_parts", "mllm"
+    )
+    assert not (tmp_path / "policy").exists()
+    capsys.readouterr()
+    run(*words, "--base_parts", "vae")
+    shown = {line.split("  ")[0]: line.split("  ")[-1].strip() for line in capsys.readouterr().out.splitlines()}
+    assert shown["vae from"] == str(base("omnigen2"))
+    assert shown["text_encoder from"] == shown["tokenizer from"] == "Qwen/Qwen2.5-VL-3B-Instruct"
+    policy = ImageWAMForActionPrediction.from_pretrained(tmp_path / "policy")
+    assert {name: reference["repo"] for name, reference in policy.config.frozen_parts.items()} == {
+        "vae": None,
+        "text_encoder": "Qwen/Qwen2.5-VL-3B-Instruct",
+    }
+    expected = FAMILIES["omnigen2"].pipeline([INSTRUCTION]).vae.state_dict()
+    found = policy.backbone.frozen_part("vae").state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
+def test_info_shows_what_decides_parity_as_the_import_does(published, base, tmp_path, capsys):
+    source = published("omnigen2", {"pack_proprio_after_text": False})
+    run(source, "--output", tmp_path / "policy", "--base", base("omnigen2"))
+    imported = capsys.readouterr().out
+    main(["info", str(tmp_path / "policy")])
+    shown = capsys.readouterr().out
+    for output in (imported, shown):
+        rows = {line.split("  ")[0]: line.split("  ")[-1].strip() for line in output.splitlines()}
+        assert rows["option time_convention"] == "published"
+        assert rows["option pack_state_after_text"] == "False"
+        assert "'max_length': 128" in rows["option prompt_format"]
+        assert rows["gripper"] == "0 closes, 1 opens; the simulator takes sign(1 - 2a)"
+        assert rows["rotation in the state"] == "axis_angle"
+        assert "turned upside down" in rows["camera wrist"]
+
+
 def test_only_a_checkpoint_is_replaced(published, base, tmp_path):
     source, output = published("flux2-klein", None), tmp_path / "policy"
     output.mkdir()

@@ -286,6 +286,10 @@ def test_a_tied_head_and_a_missing_last_norm_change_nothing(published, checkpoin
         (lambda w: w.update({HEAD: w[EMBEDDING] + 1}), "llm.lm_head.weight differs from llm.model.embed_tokens"),
         (lambda w: w.update({"audio.weight": torch.zeros(1)}), r"belong to no part of Ovis-U1: \['audio\.weight'\]"),
         (lambda w: w.update({"vte.weight": torch.zeros(63, 48)}), r"vte\.weight: expected shape \(64, 48\)"),
+        (
+            lambda w: w.update({"vte.weight": torch.full_like(w["vte.weight"], torch.nan)}),
+            r"vte\.weight: [\d,]+ of [\d,]+ numbers are not finite",
+        ),
         (lambda w: w.pop("visual_tokenizer.head.1.bias"), r"missing: visual_tokenizer\.head\.1\.bias"),
         (lambda w: w.pop("visual_generator.backbone.img_in.weight"), r"missing: img_in\.weight"),
         (
@@ -293,7 +297,7 @@ def test_a_tied_head_and_a_missing_last_norm_change_nothing(published, checkpoin
             r"unknown: visual_tokenizer\.backbone\.trunk\.blocks\.3\.norm_1\.weight",
         ),
     ],
-    ids=["head", "foreign", "shape", "missing", "decoder", "one block more"],
+    ids=["head", "foreign", "shape", "not a number", "missing", "decoder", "one block more"],
 )
 def test_a_checkpoint_that_does_not_fit_is_an_error_and_leaves_nothing(
     published, checkpoint, tmp_path, change, message

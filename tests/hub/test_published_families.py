@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors import safe_open
 from imagewam import ImageWAMConfig, ImageWAMForActionPrediction, ImageWAMProcessor
 from imagewam.hub import convert_published_checkpoint, read_published_checkpoint
 from imagewam.hub.published_contracts import published_contract
+from imagewam.hub.published_flux2 import PublishedFlux2
 from imagewam.hub.published_omnigen2 import PublishedOmniGen2
 from imagewam.hub.published_ovis_u1 import PublishedOvisU1
 from imagewam.modeling.transformers.omnigen2 import OmniGen2Transformer2DModel
@@ -35,6 +37,7 @@ WEIGHTS = {
     ),
 }
 FAMILIES = list(BACKBONES)
+FAMILIES_BY_NAME = {family.family: family for family in (PublishedFlux2(), PublishedOmniGen2(), PublishedOvisU1())}
 EDITING, ACTION, VIDEO = "mixtures.video.transformer.", "mixtures.action.", "mixtures.video."
 
 
@@ -83,13 +86,13 @@ def test_missing_and_extra_weights_are_named(write, family):
     aliases = {EDITING + editing, VIDEO + editing}
     with pytest.raises(ValueError, match=r"model\.pt: these are not the weights of .*(\n.*)*missing: "):
         convert_published_checkpoint(write(family, without(aliases)))
-    with pytest.raises(ValueError, match=r"missing: \['action_expert\."):
+    with pytest.raises(ValueError, match=rf"missing: \['{ACTION}{action} \(action_expert\."):
         convert_published_checkpoint(write(family, without({ACTION + action})))
-    with pytest.raises(ValueError, match=r"missing: \['state_encoder\.bias'\]"):
+    with pytest.raises(ValueError, match=r"missing: \['proprio_encoder\.bias \(state_encoder\.bias\)'\]"):
         convert_published_checkpoint(write(family, lambda content: content["proprio_encoder"].pop("bias")))
     with pytest.raises(ValueError, match=r"extra\.weight"):
         convert_published_checkpoint(write(family, with_extra(EDITING + "extra.weight")))
-    with pytest.raises(ValueError, match=r"left over: \['action_expert\.extra\.weight'\]"):
+    with pytest.raises(ValueError, match=rf"left over: \['{ACTION}extra\.weight \(action_expert\."):
         convert_published_checkpoint(write(family, with_extra(ACTION + "extra.weight")))
 
 
@@ -115,7 +118,7 @@ def test_mis_shaped_weights_are_named_with_both_shapes(write, family):
         convert_published_checkpoint(write(family, misshape_editing))
     tensor = published_content(tiny_policy(family))["mot"][ACTION + action]
     rows = tensor.shape[0]
-    with pytest.raises(ValueError, match=rf"action_expert\.\S+: expected \[{rows}\b.*got \[{rows + 1}\b"):
+    with pytest.raises(ValueError, match=rf"{ACTION}{action} \(\S+\): expected \[{rows}\b.*got \[{rows + 1}\b"):
         convert_published_checkpoint(write(family, lambda content: changed_shape(content, ACTION + action)))
 
 
@@ -125,6 +128,50 @@ def test_a_weight_that_tells_a_size_must_have_its_dimensions(write):
 
     with pytest.raises(ValueError, match=r"model\.pt: txt_in\.weight: expected 2 dimensions, got \[7\]"):
         convert_published_checkpoint(write("flux2-klein", flatten))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_name_in_an_error_stands_in_the_file(family):
+    policy = tiny_policy(family)
+    names, published = published_content(policy)["mot"].keys(), FAMILIES_BY_NAME[family]
+    action = {published.published_action_name(name) for name in policy.action_expert.state_dict()}
+    assert {ACTION + name for name in action} == {
+        name for name in names if name.startswith(ACTION) and not published.is_unused(name.removeprefix(ACTION))
+    }
+    if family != "ovis-u1":  # its conversion names the published weights by itself
+        editing = {published.published_name(name) for name in policy.backbone.transformer.state_dict()}
+        assert {EDITING + name for name in editing} == {name for name in names if name.startswith(EDITING)}
+
+
+@pytest.mark.parametrize(
+    "family, name",
+    [
+        ("flux2-klein", "double_blocks.0.img_mlp.2.weight"),
+        ("omnigen2", "blocks.0.feed_forward.linear_1.weight"),
+        ("ovis-u1", "double_blocks.0.img_mlp.0.weight"),
+    ],
+)
+def test_a_missing_weight_that_tells_the_mlps_width_has_its_published_name(write, family, name):
+    with pytest.raises(ValueError, match=f"it lacks {name}"):
+        convert_published_checkpoint(write(family, without({ACTION + name})))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_values_that_cannot_be_weights_are_named(write, family):
+    editing, action, _ = WEIGHTS[family]
+
+    def spoil(content):
+        content["mot"][EDITING + editing] = torch.zeros(content["mot"][EDITING + editing].shape, dtype=torch.int32)
+        content["mot"][ACTION + action][0] = torch.nan
+        content["proprio_encoder"]["bias"] = "none"
+
+    with pytest.raises(ValueError) as caught:
+        convert_published_checkpoint(write(family, spoil))
+    lines = str(caught.value).splitlines()
+    assert "model.pt: these weights cannot be used" in lines[0] and len(lines) == 4
+    assert f"{EDITING}{editing}: expected floating point numbers, got int32" in str(caught.value)
+    assert re.search(rf"{ACTION}{action}: \d+ of [\d,]+ numbers are not finite", str(caught.value))
+    assert "proprio_encoder.bias: expected a tensor, got a str" in str(caught.value)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -251,14 +298,67 @@ def test_settings_become_options(write, family, settings, options):
     assert policy.config.edit_mode == "prefix" and policy.config.time_dtype == "model"
 
 
+@torch.no_grad()
 def test_a_state_behind_the_padding_is_computed_as_there(write):
-    source = tiny_policy("omnigen2", pack_state_after_text=False)
+    """The state is a key of the text refiner, but of n valid tokens the stack takes the first n."""
     folder = write("omnigen2", settings={"pack_proprio_after_text": True})
-    inputs = token_inputs(source)
-    behind = convert_published_checkpoint(folder, pack_state_after_text=False)[0].predict_action(**inputs).actions
+    policy, _ = convert_published_checkpoint(folder, pack_state_after_text=False)
+    network = policy.backbone.transformer
+    inputs, refined = token_inputs(policy), []
+    assert len(network.context_refiner) == 2
+    network.context_refiner[-1].register_forward_hook(lambda module, args, output: refined.append(output))
+    behind = policy.predict_action(**inputs).actions
     packed = convert_published_checkpoint(folder)[0].predict_action(**inputs).actions
-    assert torch.equal(behind, source.predict_action(**inputs).actions)
     assert not torch.allclose(behind, packed, atol=1e-3)
+    weights = torch.load(folder / "model.pt", weights_only=True)
+    for row, mask in enumerate(inputs["prompt_attention_mask"]):
+        state = linear(inputs["state"][row], weights["proprio_encoder"], "")
+        text = torch.cat([inputs["prompt_embeds"][row], state[None]])
+        editing = {name.removeprefix(EDITING): t for name, t in weights["mot"].items() if name.startswith(EDITING)}
+        expected = refined_text(text, torch.cat([mask, torch.tensor([True])]), editing)
+        torch.testing.assert_close(refined[0][row], expected, atol=1e-5, rtol=1e-5)
+
+
+def linear(states, weights, name):
+    bias = weights.get(f"{name}bias")
+    states = states @ weights[f"{name}weight"].T
+    return states if bias is None else states + bias
+
+
+def rms_norm(states, weight):
+    return states / (states.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
+
+
+def refined_text(text, seen, weights):
+    """`[L, text_feat_dim]` -> `[L, 48]`: two blocks of one sample, with the sizes of `published_format`."""
+    states = rms_norm(text, weights["time_caption_embed.caption_embedder.0.weight"])
+    states = linear(states, weights, "time_caption_embed.caption_embedder.1.")
+    # Positions (i, i, i), of which those behind the number of valid tokens have no table: they turn to zero.
+    frequencies = 10000.0 ** -(torch.arange(0, 8, 2) / 8)
+    angles = (torch.arange(len(text))[:, None] * frequencies).repeat(1, 3)
+    turn = torch.polar(torch.ones_like(angles), angles)
+    turn[seen.sum() :] = 0
+
+    def rotate(heads):
+        pairs = torch.view_as_complex(heads.unflatten(-1, (-1, 2)).contiguous())
+        return torch.view_as_real(pairs * turn[:, None]).flatten(-2)
+
+    for block in range(2):
+        part = {name: t for name, t in weights.items() if name.startswith(f"context_refiner.{block}.")}
+        part = {name.removeprefix(f"context_refiner.{block}."): tensor for name, tensor in part.items()}
+        normed = rms_norm(states, part["norm1.weight"])
+        query, key, value = (linear(normed, part, f"attn.to_{name}.").unflatten(-1, (-1, 24)) for name in "qkv")
+        query = rotate(rms_norm(query, part["attn.norm_q.weight"]))
+        key = rotate(rms_norm(key, part["attn.norm_k.weight"]))
+        scores = torch.einsum("qhd,kd->hqk", query, key[:, 0]) / 24**0.5  # both heads share one key head
+        attention = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        attended = torch.einsum("hqk,kd->qhd", attention, value[:, 0]).flatten(1)
+        states = states + rms_norm(linear(attended, part, "attn.to_out.0."), part["norm2.weight"])
+        normed = rms_norm(states, part["ffn_norm1.weight"])
+        gate = linear(normed, part, "feed_forward.linear_1.")
+        hidden = gate * gate.sigmoid() * linear(normed, part, "feed_forward.linear_3.")
+        states = states + rms_norm(linear(hidden, part, "feed_forward.linear_2."), part["ffn_norm2.weight"])
+    return states
 
 
 def test_where_omnigen2s_state_stands_is_never_guessed(write):

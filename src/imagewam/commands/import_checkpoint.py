@@ -12,9 +12,10 @@ from .. import ImageWAMConfig
 from ..atomic import atomic_folder
 from ..hub.ovis_u1 import convert_ovis_u1
 from ..hub.published import PublishedCheckpoint, read_published_checkpoint
+from ..hub.published_frozen import TOKENIZER
 from ..hub.published_ovis_u1 import is_ovis_u1_model
 from ..processing.contract import PolicyContract
-from .info import Rows, contract_rows, variant_rows
+from .info import Rows, contract_rows, source_name, variant_rows
 from .options import given_options, option, parse_options
 
 # What an earlier checkpoint in the output folder may hold that the new one does not.
@@ -29,9 +30,12 @@ class ImportOptions:
     output: str = field(metadata={"help": "Folder to write: new, empty, or with a checkpoint that is replaced."})
     revision: str | None = option("Of the source's repo.")
     base: str | None = option(
-        "Editing pipeline (folder or repo) to take VAE, text encoder and tokenizer from; default: as published."
+        "Editing pipeline (folder or repo) to take the frozen parts from that have no repo of their own."
     )
     base_revision: str | None = option("Its revision on the hub.")
+    base_parts: list[str] | None = option(
+        "Parts that come from it: some of vae, text_encoder, tokenizer; default: those whose repo is not known."
+    )
     vae: str | None = option("FLUX.2 only: file or folder of the autoencoder, such as ae.safetensors.")
     statistics: str | None = option("Statistics of the training data (dataset_stats.json beside the source).")
     contract: str | None = option("FILE.json with the policy's contract; default: the published robot of that size.")
@@ -46,7 +50,9 @@ class ImportOptions:
         "Write VAE, text encoder and tokenizer too; default: only those that no hub repo holds."
     )
 
-    POLICY = "base base_revision vae statistics contract pack_state_after_text edit_mode save_frozen".split()
+    POLICY = (
+        "base base_revision base_parts vae statistics contract pack_state_after_text edit_mode save_frozen".split()
+    )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -83,6 +89,7 @@ def import_policy(options: ImportOptions, dtype: torch.dtype | None) -> None:
         pack_state_after_text=options.pack_state_after_text,
         base=options.base,
         base_revision=options.base_revision,
+        base_parts=options.base_parts,
         vae=options.vae,
         edit_mode=options.edit_mode,
     )
@@ -91,7 +98,7 @@ def import_policy(options: ImportOptions, dtype: torch.dtype | None) -> None:
     frozen = homeless_frozen_parts(found)
     if options.save_frozen is not None:
         frozen = list(found.policy.backbone.frozen_loaders) if options.save_frozen else []
-    rows = checkpoint_rows(found, frozen)
+    rows = [*checkpoint_rows(found, frozen), *origin_rows(found, options)]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
@@ -132,18 +139,30 @@ def homeless_frozen_parts(found: PublishedCheckpoint) -> list[str]:
     return homeless
 
 
+def origin_rows(found: PublishedCheckpoint, options: ImportOptions) -> Rows:
+    """Where each frozen part comes from: given, or from its repo."""
+    backbone = found.policy.backbone
+    sources = {**found.policy.config.frozen_parts, TOKENIZER: backbone.tokenizer_source}
+    given = {name: options.base for name in found.base_parts}
+    if options.vae:
+        given["vae"] = options.vae
+    return [
+        (f"{name} from", str(given[name]) if name in given else source_name(reference))
+        for name, reference in sources.items()
+        if name in given or reference
+    ]
+
+
 def checkpoint_rows(found: PublishedCheckpoint, frozen: Sequence[str]) -> Rows:
     """What was recognised."""
     policy, config = found.policy, found.policy.config
     counts = {name: sum(p.numel() for p in child.parameters()) for name, child in policy.named_children()}
-    options = {name: value for name, value in config.backbone.items() if name not in ("family", "transformer")}
     steps = "unknown number of" if found.step is None else f"{found.step:,}"
     kind = "FastWAM" if policy.backbone.predicts_video else "ImageWAM"
     rows = [
         ("recognised", f"{kind} on {config.backbone['family']}, {steps} training steps"),
         *(row for row in variant_rows(config)[1:] if row[0].removeprefix("frozen ") not in frozen),
         *((f"frozen {name}", "written with the policy") for name in frozen),
-        *((f"option {name}", str(value)) for name, value in options.items()),
         *((f"parameters {name}", f"{count:,}") for name, count in counts.items()),
         ("weights", str(policy.dtype).removeprefix("torch.")),
         *contract_rows(found.processor),

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..modeling.memory import align_weights
-from .published_weights import Weights, check_coverage, count_blocks, own_storage, size_of
+from .published_weights import Weights, check_coverage, check_values, count_blocks, own_storage, size_of
 
 _BATCHES_SEEN = "bn.num_batches_tracked"
 # What stands elsewhere than in the older autoencoders that diffusers converts.
@@ -35,6 +35,7 @@ def load_flux2_autoencoder(path: str | os.PathLike) -> AutoencoderKLFlux2:
     except SafetensorError as error:
         raise OSError(f"{file} is corrupt or truncated: {error}") from error
     try:
+        check_values({name: tensor for name, tensor in weights.items() if name != _BATCHES_SEEN})
         if any(name.startswith("encoder.down.") for name in weights):
             weights = _to_diffusers(weights)
         config = _stored_config(file.parent) or _config(weights)

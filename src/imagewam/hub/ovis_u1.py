@@ -24,6 +24,7 @@ from ..modeling.transformers.ovis_u1_condition import OvisU1ConditionConfig, Ovi
 from ..references import names_a_repo
 from .ovis_u1_config import condition_config, decoder_config, generator_config, scheduler, vae_config
 from .ovis_u1_keys import DECODER_BLOCKS, KeyMap, condition_encoder_key_map, decoder_key_map
+from .published_weights import check_values
 
 Weights = dict[str, Tensor]
 
@@ -244,6 +245,7 @@ def _read(files: list[Path], *prefixes: str) -> Weights:
     for path in files:
         with safe_open(path, "pt") as file:
             weights.update({name: file.get_tensor(name) for name in file.keys() if name.startswith(prefixes)})
+    check_values(weights)
     if len(prefixes) > 1:
         return weights
     return {name.removeprefix(prefixes[0]): tensor for name, tensor in weights.items()}

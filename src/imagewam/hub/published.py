@@ -31,7 +31,7 @@ from .published_ovis_u1 import PublishedOvisU1
 from .published_settings import NUM_FRAMES, NUM_STEPS, PACK_STATE, read_settings
 from .published_statistics import identity_statistics, read_statistics
 from .published_wan import PublishedWan
-from .published_weights import Weights, check_coverage, own_storage, size_of
+from .published_weights import Weights, check_coverage, check_values, own_storage, size_of
 
 MODEL_FILE, STATISTICS_FILE, SETTINGS_FILE = "model.pt", "dataset_stats.json", "config.yaml"
 FAMILIES: tuple[PublishedFamily, ...] = (
@@ -53,6 +53,7 @@ class PublishedCheckpoint:
     Attributes:
         step: training steps, where the file says.
         has_statistics: whether there were any; without, states must come and actions will leave normalised.
+        base_parts: frozen parts (and "tokenizer") that were taken from the base.
         dropped: names of the weights that no computation reaches -> their number of parameters.
     """
 
@@ -60,6 +61,7 @@ class PublishedCheckpoint:
     processor: ImageWAMProcessor
     step: int | None
     has_statistics: bool
+    base_parts: tuple[str, ...]
     dropped: dict[str, int]
 
 
@@ -90,6 +92,7 @@ def read_published_checkpoint(
     pack_state_after_text: bool | None = None,
     base: str | os.PathLike | None = None,
     base_revision: str | None = None,
+    base_parts: Sequence[str] | None = None,
     vae: str | os.PathLike | None = None,
     edit_mode: str | None = None,
 ) -> PublishedCheckpoint:
@@ -105,10 +108,11 @@ def read_published_checkpoint(
         contract: what the policy sees and sends; by default guessed from the sizes, see `published_contract`.
         pack_state_after_text: whether the state token stands right behind the last word, or behind the padding. By
             default as the `config.yaml` beside the checkpoint says.
-        base: folder or hub repo of an editing pipeline whose VAE, text encoder and tokenizer the policy takes, instead
-            of the hub repos that its family names. They must be what the checkpoint was trained with: on OmniGen2
-            that is the public Qwen2.5-VL, which the released pipeline does not hold.
+        base: folder or hub repo of an editing pipeline, to take frozen parts from. They must be what the checkpoint
+            was trained with: on OmniGen2 that is the public Qwen2.5-VL, which the released pipeline does not hold.
         base_revision: of that repo.
+        base_parts: which of "vae", "text_encoder" and "tokenizer" come from `base`, instead of the hub repos that the
+            checkpoint was trained with; by default those for which no such repo is known.
         vae: FLUX.2 only: file or folder of the autoencoder, see `load_flux2_autoencoder`.
         edit_mode: which of FastWAM's variants it is: "prefix" (the default: no future tokens), "joint" or "imagine".
 
@@ -127,6 +131,7 @@ def read_published_checkpoint(
     if pack_state_after_text is not None:
         settings[PACK_STATE] = pack_state_after_text
     with _naming(file):
+        _check_values(content)
         family = _family(content)
         weights = _split(content, family)
         horizon = _horizon(family, settings, contract)
@@ -135,7 +140,9 @@ def read_published_checkpoint(
     contract = _checked_contract(contract, policy.config, family)
     numbers = _statistics(statistics, file, policy.config)
     if base is not None:
-        attach_base(policy, base, base_revision)
+        base_parts = attach_base(policy, base, base_revision, base_parts)
+    elif base_parts is not None:
+        raise ValueError(f"base_parts {list(base_parts)} were given, but no base to take them from")
     if vae is not None:
         attach_flux2_autoencoder(policy, vae)
     return PublishedCheckpoint(
@@ -143,6 +150,7 @@ def read_published_checkpoint(
         processor=ImageWAMProcessor.for_policy(policy, contract, numbers or identity_statistics(policy.config)),
         step=content.get("step"),
         has_statistics=numbers is not None,
+        base_parts=tuple(base_parts or ()),
         dropped={_ACTION + name: t.numel() for name, t in weights.action.items() if family.is_unused(name)},
     )
 
@@ -183,6 +191,11 @@ def _naming(file: Path) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
+
+
+def _check_values(content: dict[str, Any]) -> None:
+    state = {f"proprio_encoder.{name}": tensor for name, tensor in (content.get("proprio_encoder") or {}).items()}
+    check_values({**content["mot"], **state})
 
 
 def _family(content: dict[str, Any]) -> PublishedFamily:
@@ -276,10 +289,24 @@ def _build_policy(
         policy = ImageWAMForActionPrediction(config)
     parts = {"backbone.transformer.": editing, "action_expert.": action, "state_encoder.": weights.state}
     state_dict = {prefix + name: own_storage(t) for prefix, part in parts.items() for name, t in part.items()}
-    check_coverage({name: tensor.shape for name, tensor in policy.state_dict().items()}, state_dict)
+    expected = {name: tensor.shape for name, tensor in policy.state_dict().items()}
+    check_coverage(expected, state_dict, name_of=lambda name: _published_name(name, family))
     policy.load_state_dict(state_dict, assign=True)
     policy.backbone.tokenizer_source = tokenizer_source
     return policy.eval()
+
+
+def _published_name(own: str, family: PublishedFamily) -> str:
+    """The file's name for a weight of the policy, with the policy's own behind it."""
+    part, _, name = own.partition(".")
+    if part == "state_encoder":
+        return f"proprio_encoder.{name} ({own})"
+    if part == "action_expert":
+        prefix, published = _ACTION, family.published_action_name(name)
+    else:
+        prefix = _VIDEO + family.editing_prefix
+        published = family.published_name(own.removeprefix("backbone.transformer."))
+    return own if published is None else f"{prefix}{published} ({own})"
 
 
 def _statistics(statistics: Any, file: Path, config: ImageWAMConfig) -> dict[str, dict] | None:

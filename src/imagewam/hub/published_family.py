@@ -48,6 +48,14 @@ class PublishedFamily(ABC):
     def mlp_width(self, action: Weights) -> int:
         """Hidden width of the action expert's MLPs, from what `action_weights` returned."""
 
+    def published_name(self, own: str) -> str | None:
+        """What the file calls the weight `own` of `backbone.transformer`, for errors; None where that is not known."""
+        return None
+
+    def published_action_name(self, own: str) -> str | None:
+        """What the file calls the weight `own` of `action_expert`, for errors; None where that is not known."""
+        return None
+
     def is_unused(self, name: str) -> bool:
         """Whether no computation reaches this action weight, so that the policy does without it."""
         return False

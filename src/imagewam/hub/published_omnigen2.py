@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-from ..modeling.backbones.omnigen2 import PUBLISHED_PROMPT_FORMAT
 from .published_family import PublishedFamily, Reference
 from .published_settings import PACK_STATE, PAD_OMNIGEN2_TEXT
 from .published_weights import Weights, count_blocks, size_of
@@ -13,6 +12,8 @@ _MULTIPLE_OF = 256
 # Width of an instruction embedding of the released model.
 _TEXT_DIM = 2048
 _TEXT_REPO = "Qwen/Qwen2.5-VL-3B-Instruct"
+# The bare prompt.
+_PROMPT_FORMAT = {"text": None, "max_length": 128}
 _ACTION_NAMES = {"blocks.": "layers.", "head.": "norm_out."}
 
 
@@ -49,10 +50,16 @@ class PublishedOmniGen2(PublishedFamily):
         return editing
 
     def action_weights(self, action: Weights, network: dict[str, Any]) -> Weights:
-        return {_action_name(name): tensor for name, tensor in action.items()}
+        return {_renamed(name, _ACTION_NAMES): tensor for name, tensor in action.items()}
+
+    def published_name(self, own: str) -> str:
+        return own
+
+    def published_action_name(self, own: str) -> str:
+        return _renamed(own, {name: published for published, name in _ACTION_NAMES.items()})
 
     def mlp_width(self, action: Weights) -> int:
-        return size_of(action, "layers.0.feed_forward.linear_1.weight")[0]
+        return size_of(action, "layers.0.feed_forward.linear_1.weight", name_of=self.published_action_name)[0]
 
     def backbone_options(self, settings: dict[str, Any]) -> dict[str, Any]:
         """With the state behind the padding, the padding decides whether the network ever sees the state."""
@@ -63,7 +70,7 @@ class PublishedOmniGen2(PublishedFamily):
             )
         packed = settings[PACK_STATE]
         padded = not packed and settings.get(PAD_OMNIGEN2_TEXT, False)
-        prompt_format = {**PUBLISHED_PROMPT_FORMAT, "padding": "max_length" if padded else "longest"}
+        prompt_format = {**_PROMPT_FORMAT, "padding": "max_length" if padded else "longest"}
         options = {"time_convention": "published", "prompt_format": prompt_format}
         return options if packed else {**options, "pack_state_after_text": False}
 
@@ -77,8 +84,8 @@ class PublishedOmniGen2(PublishedFamily):
         }
 
 
-def _action_name(name: str) -> str:
-    for published, own in _ACTION_NAMES.items():
-        if name.startswith(published):
-            return own + name.removeprefix(published)
+def _renamed(name: str, prefixes: dict[str, str]) -> str:
+    for old, new in prefixes.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
     return name

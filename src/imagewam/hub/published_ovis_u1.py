@@ -74,8 +74,24 @@ class PublishedOvisU1(PublishedFamily):
                 converted.update(_converted(name, tensor, width))
         return converted
 
+    def published_name(self, own: str) -> str:
+        return own  # errors of the conversion have the published names already
+
+    def published_action_name(self, own: str) -> str:
+        own_module, _, parameter = own.rpartition(".")
+        for module, name in _ACTION_MODULES.items():
+            if name == own_module:
+                return f"{module}.{parameter}"
+        for blocks, (own_blocks, parts) in DECODER_BLOCKS.items():
+            for part, names in parts.items():
+                for name in names:
+                    if match := re.fullmatch(rf"{own_blocks}\.(\d+)\.{re.escape(name)}", own_module):
+                        parameter = "scale" if part.endswith(("query_norm", "key_norm")) else parameter
+                        return f"{blocks}.{match[1]}.{part}.{parameter}"
+        return own
+
     def mlp_width(self, action: Weights) -> int:
-        return size_of(action, "transformer_blocks.0.ff.net.0.proj.weight")[0]
+        return size_of(action, "transformer_blocks.0.ff.net.0.proj.weight", name_of=self.published_action_name)[0]
 
     def backbone_options(self, settings: dict[str, Any]) -> dict[str, Any]:
         return {}

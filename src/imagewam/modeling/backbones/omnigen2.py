@@ -20,9 +20,6 @@ from .base import EditingBackbone, TransformerCall, register_family
 
 ACTION_ROPE_THETA = 10000.0
 
-# Published ImageWAM checkpoints on OmniGen2 read the bare prompt, padded to 128 tokens.
-PUBLISHED_PROMPT_FORMAT = {"text": None, "max_length": 128, "padding": "max_length"}
-
 
 @register_family
 class OmniGen2Backbone(EditingBackbone):
