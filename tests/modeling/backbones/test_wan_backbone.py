@@ -1,5 +1,7 @@
 """The family hands to Wan's network, in two calls, what its pipeline hands to it; one target frame or several."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -213,6 +215,15 @@ def test_a_policy_of_several_frames_trains_and_predicts(make_policy, batch):
     assert policy.predict_action(**observation(batch)).actions.shape == (2, 32, 4)
     with pytest.raises(ValueError, match=r"\[2, 8, 16\] and those expected .*\[2, 16, 16\] differ"):
         policy(**{**batch, "target_pixel_values": None}, target_latents=torch.zeros(2, 8, 16))
+
+
+@pytest.mark.parametrize("preset, rounded", [("fastwam", True), ("paper", False)])
+def test_times_are_rounded_where_released_weights_were(make_policy, preset, rounded):
+    backbone = copy.deepcopy(make_policy(preset=preset)).to(torch.bfloat16).backbone
+    time = torch.tensor([0.6137])
+    call = backbone.context_call(torch.zeros(1, 3, 24), None, torch.zeros(1, 8, 16), GRID, time)
+    expected = time.to(torch.bfloat16) * 1000 if rounded else time * 1000
+    assert torch.equal(call.kwargs["timestep"], expected)
 
 
 def test_the_published_preset_keeps_the_first_frame_clean(make_policy, batch):

@@ -176,7 +176,10 @@ class WanBackbone(EditingBackbone):
 
     def _call(self, tokens, image_grid, timestep, text, spans) -> TransformerCall:
         latents = to_latents(tokens, image_grid, self._patch).to(self.transformer.dtype)
-        kwargs = {"hidden_states": latents, "timestep": timestep * 1000, "encoder_hidden_states": text}
+        # As published, times are rounded to the network's dtype before their sines are taken.
+        time_dtype = self.transformer.dtype if self.config.time_dtype == "model" else torch.float32
+        time = timestep.to(time_dtype) * 1000
+        kwargs = {"hidden_states": latents, "timestep": time, "encoder_hidden_states": text}
         return TransformerCall(kwargs, spans, conditions={"prompt_embeds": text})
 
     def _padded_text(self, prompt_embeds: Tensor, prompt_mask: Tensor | None) -> Tensor:
