@@ -15,6 +15,8 @@ from imagewam.hub.published_contracts import published_contract
 from imagewam.hub.published_flux2 import PublishedFlux2
 from imagewam.hub.published_omnigen2 import PublishedOmniGen2
 from imagewam.hub.published_ovis_u1 import PublishedOvisU1
+from imagewam.modeling.backbones import get_family
+from imagewam.modeling.backbones.base import COMMON_OPTIONS
 from imagewam.modeling.transformers.omnigen2 import OmniGen2Transformer2DModel
 from imagewam.modeling.transformers.ovis_u1 import OvisU1Transformer2DModel
 from imagewam.processing.camera_layout import CameraSpec
@@ -292,8 +294,9 @@ def test_ovis_u1_editing_weights_have_the_names_of_the_published_network(write, 
 )
 def test_settings_become_options(write, family, settings, options):
     policy, processor = convert_published_checkpoint(write(family, settings=settings))
-    found = {name: value for name, value in policy.config.backbone.items() if name not in ("family", "transformer")}
-    assert found == options
+    known = {**COMMON_OPTIONS, **get_family(family).options}
+    found = {name: policy.config.backbone[name] for name in known}
+    assert found == {name: option.default for name, option in known.items()} | options
     assert processor.prompt_format.items() >= options.get("prompt_format", {}).items()
     assert policy.config.edit_mode == "prefix" and policy.config.time_dtype == "model"
 

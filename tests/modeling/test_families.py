@@ -189,3 +189,12 @@ def test_full_size_parameter_counts(family):
         policy = ImageWAMForActionPrediction(ImageWAMConfig(backbone={"family": family, "transformer": network}))
     counts = [sum(p.numel() for p in m.parameters()) for m in (policy.backbone.transformer, policy.action_expert)]
     assert counts == [editing, expert]
+
+
+def test_options_that_a_family_does_not_have_are_errors(make_policy):
+    family = make_policy().backbone.family
+    with pytest.raises(ValueError, match=rf"{family} has no options \['time_convension'\]; it has \['"):
+        make_policy(backbone_options={"time_convension": "published"})
+    with pytest.raises(ValueError, match=f"pack_state_after_text of {family} is a bool, got 'false'"):
+        make_policy(backbone_options={"pack_state_after_text": "false"})
+    assert make_policy().config.backbone["pack_state_after_text"] is True

@@ -3,7 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from diffusers import DiffusionPipeline, ModularPipeline
@@ -35,6 +35,31 @@ class TransformerCall:
     conditions: dict[str, Tensor | None] = field(default_factory=dict)
 
 
+class Option(NamedTuple):
+    """An option of a family.
+
+    Attributes:
+        default: None where it depends on the pipeline.
+        choices: the values it may have; None: any of the default's type.
+    """
+
+    default: Any
+    choices: tuple | None = None
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise ValueError for a value that the option cannot have."""
+        if self.choices is not None:
+            if value not in self.choices:
+                raise ValueError(f"{name} is {' or '.join(map(repr, self.choices))}, got {value!r}")
+        elif isinstance(self.default, (bool, dict)) and not isinstance(value, type(self.default)):
+            raise ValueError(f"{name} is a {type(self.default).__name__}, got {value!r}")
+        elif isinstance(self.default, float) and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise ValueError(f"{name} is a number, got {value!r}")
+
+
+COMMON_OPTIONS = {"pack_state_after_text": Option(True), "prompt_format": Option({})}
+
+
 class EditingBackbone(FrozenParts, nn.Module, ABC):
     """An image-editing transformer seen as three calls: encode the context, predict a velocity, decode an image.
 
@@ -42,7 +67,7 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
     a family with another convention converts inside its methods. Image tokens are packed, normalised latents
     `[B, rows · columns, latent_channels]`, row-major.
 
-    Options of every family in `config.backbone`: `pack_state_after_text` (default True: the state token stands right
+    Options of every family in `config.backbone`, beside its own: `pack_state_after_text` (the state token stands right
     behind the last word; False: behind the padding, as some published checkpoints were run), and `prompt_format`
     (fields that replace the family's own, see `processing.prompt.check_prompt_format`).
 
@@ -75,12 +100,15 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
     action_hidden_size: ClassVar[int] = 1024
     # Regular expression over the policy's module names: where LoRA adapters go.
     lora_targets: ClassVar[str]
+    # The family's own entries of `config.backbone`, by name.
+    options: ClassVar[dict[str, Option]] = {}
 
     def __init__(self, config: ImageWAMConfig, transformer: nn.Module | None = None):
         super().__init__()
         if len(config.target_offsets) > 1 and not self.predicts_video:
             raise ValueError(f"{self.family} edits one image, got {len(config.target_offsets)} target_offsets")
         self.config = config
+        self._settle_options()
         # Handed on to the processor, which owns them: tokenizers, and where they can be loaded from.
         self.tokenizer, self.tokenizer_source = None, None
         self.tokenizer_2, self.tokenizer_2_source = None, None
@@ -89,9 +117,20 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
         self.freeze_unused_weights()
         self.tap = KVTap(self.transformer, self.is_context_attention)
 
+    def _settle_options(self) -> None:
+        """Write the defaults of all options down; one that nobody knows, or of a wrong value, is an error."""
+        known = {**COMMON_OPTIONS, **self.options}
+        given = {name: value for name, value in self.config.backbone.items() if name not in ("family", "transformer")}
+        if unknown := sorted(set(given) - set(known)):
+            raise ValueError(f"{self.family} has no options {unknown}; it has {sorted(known)}")
+        for name, value in given.items():
+            known[name].check(f"{name} of {self.family}", value)
+        defaults = {name: option.default for name, option in known.items() if option.default is not None}
+        self.config.backbone = {**defaults, **self.config.backbone}
+
     @property
     def prompt_format(self) -> dict[str, Any]:
-        return {**self.default_prompt_format, **self.config.backbone.get("prompt_format", {})}
+        return {**self.default_prompt_format, **self.config.backbone["prompt_format"]}
 
     @property
     def has_tokenizer_2(self) -> bool:
@@ -100,7 +139,7 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
 
     @property
     def pack_state_after_text(self) -> bool:
-        return self.config.backbone.get("pack_state_after_text", True)
+        return self.config.backbone["pack_state_after_text"]
 
     # What a family says of its network
 

@@ -14,7 +14,7 @@ from transformers import SmolLM3ForCausalLM
 
 from ..action_expert import AttentionGeometry, Flux1ActionExpert
 from ..kv_cache import token_spans
-from .base import EditingBackbone, TransformerCall, register_family
+from .base import EditingBackbone, Option, TransformerCall, register_family
 
 TARGET_PLANE, REFERENCE_PLANE, ACTION_PLANE = 0, 1, 2
 
@@ -54,6 +54,7 @@ class BriaFiboEditBackbone(EditingBackbone):
         "max_length": 3000,
         "text": '{"edit_instruction": "{prompt}"}',
     }
+    options = {"num_text_states": Option(None)}
     action_expert_class = BriaFiboActionExpert
     lora_targets = (
         r"backbone\.transformer\.(transformer_blocks\.\d+\.(attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj"

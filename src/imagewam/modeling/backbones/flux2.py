@@ -16,7 +16,7 @@ from transformers import Mistral3ForConditionalGeneration, Qwen3ForCausalLM
 
 from ..action_expert import AttentionGeometry
 from ..kv_cache import token_spans
-from .base import EditingBackbone, TransformerCall, register_family
+from .base import EditingBackbone, Option, TransformerCall, register_family
 
 TARGET_TIME_ID, ACTION_TIME_ID, REFERENCE_TIME_ID = 0, 2, 10
 
@@ -43,7 +43,7 @@ class Flux2KleinBackbone(EditingBackbone):
         "content_parts": False,
         "max_length": 512,
     }
-    text_layers = (9, 18, 27)
+    options = {"text_layers": Option([9, 18, 27]), "rope_dtype": Option("float32", choices=("float32", "model"))}
     guidance_embeds = False
     lora_targets = (
         r"backbone\.transformer\.(transformer_blocks\.\d+\.(attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj"
@@ -61,12 +61,9 @@ class Flux2KleinBackbone(EditingBackbone):
 
     def prepare_transformer(self) -> None:
         super().prepare_transformer()
-        self.config.backbone = {"rope_dtype": "float32", **self.config.backbone}
-        network, rope_dtype = self.transformer.config, self.config.backbone["rope_dtype"]
-        if rope_dtype == "model":
+        network = self.transformer.config
+        if self.config.backbone["rope_dtype"] == "model":
             self.transformer.pos_embed = ModelDtypePosEmbed(network.rope_theta, network.axes_dims_rope)
-        elif rope_dtype != "float32":
-            raise ValueError(f"rope_dtype is 'float32' or 'model', got {rope_dtype!r}")
 
     @property
     def attention_layers(self) -> list[AttentionGeometry]:
@@ -96,7 +93,7 @@ class Flux2KleinBackbone(EditingBackbone):
             use_cache=False,
             logits_to_keep=1,  # none is needed
         )
-        layers = self.config.backbone.get("text_layers", self.text_layers)
+        layers = self.config.backbone["text_layers"]
         return torch.cat([output.hidden_states[layer] for layer in layers], dim=-1), attention_mask
 
     def encode_image(self, pixel_values: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -181,7 +178,7 @@ class Flux2KleinKVBackbone(Flux2KleinBackbone):
 class Flux2Backbone(Flux2KleinBackbone):
     """`Flux2Pipeline` (dev): Mistral 3 hidden states 10, 20 and 30, embedded guidance.
 
-    Further option in `config.backbone`: `guidance_scale` (default 4, the pipeline's own).
+    Further option in `config.backbone`: `guidance_scale`, by default the pipeline's own.
     """
 
     family = "flux2"
@@ -193,7 +190,11 @@ class Flux2Backbone(Flux2KleinBackbone):
         "content_parts": True,
         "max_length": 512,
     }
-    text_layers = (10, 20, 30)
+    options = {
+        **Flux2KleinBackbone.options,
+        "text_layers": Option([10, 20, 30]),
+        "guidance_scale": Option(4.0),
+    }
     guidance_embeds = True
 
     def attach_pipeline(self, pipeline: DiffusionPipeline, source: str | None, revision: str | None) -> None:
@@ -204,7 +205,7 @@ class Flux2Backbone(Flux2KleinBackbone):
             self.tokenizer.chat_template = self.tokenizer.chat_template or pipeline.tokenizer.chat_template
 
     def _guidance(self, timestep: Tensor) -> Tensor | None:
-        return torch.full_like(timestep, self.config.backbone.get("guidance_scale", 4.0), dtype=torch.float32)
+        return torch.full_like(timestep, self.config.backbone["guidance_scale"], dtype=torch.float32)
 
 
 def text_ids(length: int, device: torch.device) -> Tensor:

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 from ...configuration_imagewam import ImageWAMConfig
 from ..action_expert import AttentionGeometry
 from ..kv_cache import KVCache, KVTap, LayerKV, token_spans
-from .base import EditingBackbone, TransformerCall, register_family
+from .base import EditingBackbone, Option, TransformerCall, register_family
 from .flux2 import ACTION_TIME_ID, Flux2KleinBackbone, image_ids, text_ids
 
 TARGET_TEXT_ID, REFERENCE_TEXT_ID = 0, -1
@@ -47,7 +47,7 @@ class Flux3Backbone(Flux2KleinBackbone):
     }
     # The joint blocks do what FLUX.2's single ones do, but their projections are not fused and carry other names.
     copies_weights = False
-    text_layers = (4, 8, 12, 16, 20, 24, 28, 32)
+    options = {"text_layers": Option([4, 8, 12, 16, 20, 24, 28, 32])}
     lora_targets = (
         r"backbone\.transformer\.(mode_blocks\.\w+|txt_mode_blocks|single_transformer_blocks)\.\d+\."
         r"(attn\.(to_q|to_k|to_v|to_out\.0)|ff\.(linear_in|linear_out))"

@@ -14,7 +14,7 @@ from transformers import CLIPTextModel, T5EncoderModel
 from ..action_expert import AttentionGeometry, Flux1ActionExpert
 from ..kv_cache import token_spans
 from ..transformers.ovis_u1 import image_ids
-from .base import EditingBackbone, TransformerCall, register_family
+from .base import EditingBackbone, Option, TransformerCall, register_family
 
 TARGET_INDEX, REFERENCE_INDEX, ACTION_INDEX = 0, 1, 2
 _PATCH = 2
@@ -31,7 +31,7 @@ class FluxKontextBackbone(EditingBackbone):
     Padding is hidden from T5 and from the transformer. The pipeline pads to 512 tokens and hides nothing, so that
     padding is part of the text; a prompt format whose `tokenizer_2` has the padding "max_length" does the same.
 
-    Option in `config.backbone`: `guidance_scale` (default 3.5, the pipeline's own).
+    Option in `config.backbone`: `guidance_scale`, by default the pipeline's own.
     """
 
     family = "flux-kontext"
@@ -42,6 +42,7 @@ class FluxKontextBackbone(EditingBackbone):
         "max_length": 77,
         "tokenizer_2": {**_BARE_PROMPT, "max_length": 512},
     }
+    options = {"guidance_scale": Option(3.5)}
     action_expert_class = Flux1ActionExpert
     lora_targets = (
         r"backbone\.transformer\.(transformer_blocks\.\d+\.(attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj"
@@ -122,7 +123,7 @@ class FluxKontextBackbone(EditingBackbone):
     def _kwargs(self, text: Tensor, pooled: Tensor, latents: Tensor, ids: Tensor, timestep: Tensor) -> dict[str, Any]:
         dtype, guidance = self.transformer.dtype, None
         if self.transformer.config.guidance_embeds:
-            scale = self.config.backbone.get("guidance_scale", 3.5)
+            scale = self.config.backbone["guidance_scale"]
             guidance = torch.full_like(timestep, scale, dtype=torch.float32)
         return {
             "hidden_states": latents.to(dtype),

@@ -17,7 +17,7 @@ from transformers import CLIPTextModel
 from ..action_expert import AttentionGeometry
 from ..diffusion_time import SCHEDULE_FIELDS, DiffusionSchedule
 from ..kv_cache import token_spans
-from .base import TransformerCall, register_family
+from .base import Option, TransformerCall, register_family
 from .features import FeatureBackbone
 
 ACTION_ROPE_THETA = 10000.0
@@ -39,6 +39,7 @@ class InstructPix2PixBackbone(FeatureBackbone):
     denoiser = "unet"
     aligned_keys = False
     copies_weights = False
+    options = {"schedule": Option(None), "scaling_factor": Option(None)}
     frozen_loaders = {"vae": AutoencoderKL, "text_encoder": CLIPTextModel}
     # Padding too: the cross-attentions were trained to read all 77 tokens.
     default_prompt_format = {

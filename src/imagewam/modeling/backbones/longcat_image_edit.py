@@ -15,7 +15,7 @@ from ..action_expert.longcat_image import LongCatImageActionExpert
 from ..kv_cache import token_spans
 from ..qwen2_5_vl import IMAGE_ID, VISION_PIXELS, read_prompt
 from ..transformers.ovis_u1 import image_ids
-from .base import EditingBackbone, TransformerCall, register_family
+from .base import EditingBackbone, Option, TransformerCall, register_family
 
 TARGET_KIND, REFERENCE_KIND, ACTION_KIND = 1, 2, 3
 # Tokens in front of the pipeline's image tokens for a square image: 512 of padded words, 18 x 18 visual, 2 marks.
@@ -58,6 +58,7 @@ class LongCatImageEditBackbone(EditingBackbone):
         "text": _SYSTEM_TURN + "<image>{prompt}",
         "image_ids": [IMAGE_ID],
     }
+    options = {"image_offset": Option(IMAGE_OFFSET), "vision_pixels": Option(list(VISION_PIXELS))}
     action_expert_class = LongCatImageActionExpert
     lora_targets = (
         r"backbone\.transformer\.(transformer_blocks\.\d+\.(attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj"
@@ -89,11 +90,11 @@ class LongCatImageEditBackbone(EditingBackbone):
 
     @property
     def image_offset(self) -> int:
-        return self.config.backbone.get("image_offset", IMAGE_OFFSET)
+        return self.config.backbone["image_offset"]
 
     def encode_instruction(self, input_ids, attention_mask, pixel_values=None) -> tuple[Tensor, Tensor | None]:
         """Hidden states from the image's begin mark on: `[B, L', text_dim]` with their mask."""
-        limits = self.config.backbone.get("vision_pixels", VISION_PIXELS)
+        limits = self.config.backbone["vision_pixels"]
         text_encoder = self.frozen_part("text_encoder")
         hidden_states, mask = read_prompt(text_encoder, input_ids, attention_mask, pixel_values, limits)
         start = int((input_ids[0] == IMAGE_ID).int().argmax())

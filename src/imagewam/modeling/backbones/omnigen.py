@@ -20,7 +20,7 @@ from ...processing.prompt import IMAGE_MARK
 from ..action_expert import AttentionGeometry, OmniGen2ActionExpert
 from ..kv_cache import KVCache, LayerKV, token_spans
 from ..transformers.omnigen2 import patchify, unpatchify
-from .base import EditingBackbone, TransformerCall, register_family
+from .base import EditingBackbone, Option, TransformerCall, register_family
 
 # The time and one patch that nobody sees: the network cannot be called without.
 _NUM_PLACEHOLDERS = 2
@@ -62,6 +62,7 @@ class OmniGenBackbone(EditingBackbone):
         "<img><image></img> {prompt}<|end|>\n<|assistant|>\n<|diffusion|>",
         "image_ids": [],  # the image itself comes from the VAE
     }
+    options = {"image_position": Option(None)}
     action_expert_class = OmniGenActionExpert
     copies_weights = False
     lora_targets = (
@@ -240,7 +241,7 @@ class OmniGenBackbone(EditingBackbone):
         if not mark or "{prompt}" in before:
             raise ValueError(f"OmniGen's prompt format needs {IMAGE_MARK} in front of {{prompt}}, got {text!r}")
         tokenizer = pipeline.tokenizer
-        if "prompt_format" not in self.config.backbone and _starts_with_bos(tokenizer):
+        if not self.config.backbone["prompt_format"] and _starts_with_bos(tokenizer):
             before = tokenizer.bos_token + before
             self.config.backbone["prompt_format"] = {"text": tokenizer.bos_token + text}
         self.config.backbone["image_position"] = len(tokenizer(before, add_special_tokens=False)["input_ids"])

@@ -16,7 +16,7 @@ from ..action_expert import AttentionGeometry, OmniGen2ActionExpert
 from ..editing_pipelines.omnigen2 import PROMPT_FORMAT, OmniGen2Pipeline
 from ..kv_cache import KVCache, token_spans
 from ..transformers.omnigen2 import OmniGen2Transformer2DModel, image_ids, patchify, unpatchify
-from .base import EditingBackbone, TransformerCall, register_family
+from .base import EditingBackbone, Option, TransformerCall, register_family
 
 ACTION_ROPE_THETA = 10000.0
 
@@ -33,18 +33,12 @@ class OmniGen2Backbone(EditingBackbone):
     pipeline_classes = ("OmniGen2Pipeline",)
     frozen_loaders = {"vae": AutoencoderKL, "text_encoder": Qwen2_5_VLTextModel}
     default_prompt_format = PROMPT_FORMAT
+    options = {"time_convention": Option("native", choices=("native", "published"))}
     action_expert_class = OmniGen2ActionExpert
     lora_targets = r"backbone\.transformer\.layers\.\d+\.(attn\.(to_q|to_k|to_v|to_out\.0)|feed_forward\.linear_[123])"
 
     def build_transformer(self) -> OmniGen2Transformer2DModel:
         return OmniGen2Transformer2DModel.from_config(self.config.backbone["transformer"])
-
-    def prepare_transformer(self) -> None:
-        super().prepare_transformer()
-        self.config.backbone = {"time_convention": "native", **self.config.backbone}
-        if self.config.backbone["time_convention"] not in ("native", "published"):
-            found = self.config.backbone["time_convention"]
-            raise ValueError(f"time_convention is 'native' or 'published', got {found!r}")
 
     def is_context_attention(self, name: str, module: nn.Module) -> bool:
         """Each refiner sees the tokens of one kind only, so no other token needs its keys."""

@@ -31,7 +31,7 @@ from ..action_expert import AttentionGeometry
 from ..kv_cache import KVCache, LayerKV, token_spans
 from ..qwen2_5_vl import IMAGE_ID
 from ..qwen3_vl import begin_of_user_turn, read_prompt
-from .base import EditingBackbone, TransformerCall, register_family
+from .base import EditingBackbone, Option, TransformerCall, register_family
 
 _ROPE_THETA = 10000
 _TIME_CHANNELS = 256
@@ -69,6 +69,7 @@ class QwenImage21Backbone(EditingBackbone):
     }
     # The editing blocks scale without a shift and gate by tanh, as no expert does.
     copies_weights = False
+    options = {"image_position": Option(None)}
     lora_targets = (
         r"backbone\.transformer\.transformer_blocks\.\d+\.(attn\.(to_q|to_k|to_v|to_out\.0)"
         r"|img_mlp\.(proj|out|gate_layer))"

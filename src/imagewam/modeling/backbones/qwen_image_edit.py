@@ -17,7 +17,7 @@ from ..action_expert import AttentionGeometry
 from ..action_expert.qwen_image import QwenImageActionExpert
 from ..kv_cache import KVCache, LayerKV, token_spans
 from ..qwen2_5_vl import IMAGE_ID, VISION_PIXELS, read_prompt
-from .base import EditingBackbone, TransformerCall, register_family
+from .base import EditingBackbone, Option, TransformerCall, register_family
 
 ACTION_INDEX = 2
 _ROPE_THETA = 10000
@@ -57,6 +57,7 @@ class QwenImageEditBackbone(EditingBackbone):
     default_prompt_format = _PROMPT_FORMAT
     # Hidden states that the pipeline drops: the system turn and the begin of the user's.
     num_template_tokens: ClassVar[int] = 64
+    options = {"vision_pixels": Option(list(VISION_PIXELS))}
     action_expert_class = QwenImageActionExpert
 
     def build_transformer(self) -> QwenImageTransformer2DModel:
@@ -106,7 +107,7 @@ class QwenImageEditBackbone(EditingBackbone):
 
     def encode_instruction(self, input_ids, attention_mask, pixel_values=None) -> tuple[Tensor, Tensor | None]:
         """Hidden states of image, instruction and all that follows: `[B, L', text_dim]` with their mask."""
-        limits = self.config.backbone.get("vision_pixels", VISION_PIXELS)
+        limits = self.config.backbone["vision_pixels"]
         text_encoder = self.frozen_part("text_encoder")
         hidden_states, mask = read_prompt(text_encoder, input_ids, attention_mask, pixel_values, limits)
         start = self.num_template_tokens

@@ -17,7 +17,7 @@ from transformers import UMT5EncoderModel
 
 from ..action_expert import ActionExpert, AttentionGeometry, WanActionExpert
 from ..kv_cache import token_spans
-from .base import EditingBackbone, TransformerCall, register_family
+from .base import EditingBackbone, Option, TransformerCall, register_family
 
 ROPE_THETA = 10000.0
 # Frames of pixels in every latent frame but the first, which is one frame alone.
@@ -58,6 +58,7 @@ class WanBackbone(EditingBackbone):
         "max_length": 128,
     }
     predicts_video = True
+    options = {"text_length": Option(128)}
     action_expert_class = WanActionExpert
     lora_targets = r"backbone\.transformer\.blocks\.\d+\.(attn[12]\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2))"
 
@@ -67,7 +68,6 @@ class WanBackbone(EditingBackbone):
 
     def prepare_transformer(self) -> None:
         super().prepare_transformer()
-        self.config.backbone = {"text_length": 128, **self.config.backbone}
         frames = len(self.config.target_offsets)
         if frames != 1 and frames % TEMPORAL_STRIDE:
             raise ValueError(f"Wan's target_offsets are 1 or a multiple of {TEMPORAL_STRIDE} frames, got {frames}")
