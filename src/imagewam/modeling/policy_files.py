@@ -1,0 +1,198 @@
+"""Where a policy comes from and goes to: editing pipelines, checkpoint folders, the hub."""
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub import CommitInfo
+from safetensors import SafetensorError
+from transformers.utils import logging
+
+from ..atomic import atomic_folder
+from ..configuration_imagewam import ImageWAMConfig
+from ..upload import upload_saved
+from .backbones import EditingBackbone, family_of_pipeline
+from .frozen_parts import save_frozen_part
+from .memory import align_weights
+from .weight_copy import copy_editing_weights
+
+logger = logging.get_logger(__name__)
+
+TIERS = {
+    "A": "its own context sees no target",
+    "B": "its context is kept from seeing the target by the tap",
+    "C": "features only, there is no context without a target: actions see the keys of the noisy canvas",
+}
+
+
+class PolicyFiles:
+    """Mixin of the policy, in front of `PreTrainedModel`."""
+
+    config: ImageWAMConfig
+    backbone: EditingBackbone
+
+    @classmethod
+    def from_editing_pipeline(
+        cls,
+        pipeline: DiffusionPipeline | str | os.PathLike,
+        *,
+        revision: str | None = None,
+        dtype: torch.dtype | str | None = None,
+        preset: str = "paper",
+        weight_copy: str | None = "auto",
+        backbone_options: dict[str, Any] | None = None,
+        **config_kwargs: Any,
+    ) -> Self:
+        """A policy on a diffusers editing pipeline: its transformer, its frozen parts, a weight-copied action expert.
+
+        The log tells the family and its tier: "A" and "B" read the observation before there is a target, "C" sees it
+        in the keys of the noisy canvas only.
+
+        Args:
+            pipeline: the pipeline (the policy takes over its transformer object), or the folder or hub repo of one.
+            revision: of the repo.
+            dtype: of the policy and its frozen parts; what the pipeline has, or float32, by default.
+            preset: `"paper"`, `"published"` or `"fastwam"`, see `ImageWAMConfig.from_preset`.
+            weight_copy: how the action expert starts: `"per_segment"`, `"one_axis"` (the published way), None for
+                fresh weights, or `"auto"`: per segment where the expert has the form of the editing blocks, else
+                fresh.
+            backbone_options: the family's own options, e.g. `{"rope_dtype": "model"}`.
+            **config_kwargs: `action_dim`, `state_dim`, `action_horizon` and the rest of `ImageWAMConfig`.
+
+        Raises:
+            ValueError: no family serves the pipeline (the message says why), or its family cannot do what is asked.
+        """
+        if weight_copy not in ("auto", "per_segment", "one_axis", None):
+            raise ValueError(f"weight_copy is 'auto', 'per_segment', 'one_axis' or None, got {weight_copy!r}")
+        dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        source = getattr(pipeline, "name_or_path", None)
+        family = family_of_pipeline(pipeline, revision)
+        weight_copy = _weight_copy(family, weight_copy)
+        if isinstance(pipeline, (str, os.PathLike)):
+            source = str(pipeline)
+            pipeline = family.load_pipeline(source, revision, dtype)
+            for module in (getattr(pipeline, name) for name in (family.denoiser, *family.frozen_loaders)):
+                align_weights(module)
+        transformer = getattr(pipeline, family.denoiser)
+        backbone = {**family.backbone_config(pipeline), **(backbone_options or {})}
+        policy = cls(ImageWAMConfig.from_preset(preset, backbone=backbone, **config_kwargs), transformer)
+        if weight_copy is not None:
+            per_segment = weight_copy == "per_segment"
+            copy_editing_weights(policy.action_expert, transformer, per_segment=per_segment)
+        policy.to(transformer.device, transformer.dtype)
+        policy.backbone.attach_pipeline(pipeline, source, revision)
+        return policy if dtype is None else policy.to(dtype)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        """Load a checkpoint folder or hub repo. As in transformers, but a weight that is missing, unexpected or
+        unreadable is an error: a policy with a few random tensors still moves a robot.
+
+        Raises:
+            ValueError: names of the weights that did not match.
+            OSError: the file that could not be read.
+        """
+        path = pretrained_model_name_or_path
+        try:
+            policy, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+        except SafetensorError as error:
+            raise OSError(f"a weight file of {path} is corrupt or truncated: {error}") from error
+        for kind in ("missing_keys", "unexpected_keys"):
+            if info[kind]:
+                raise ValueError(f"{path} does not fit its own config.json: {kind} {sorted(info[kind])}")
+        align_weights(policy)
+        policy.backbone.freeze_unused_weights()
+        return (policy, info) if output_loading_info else policy
+
+    @property
+    def homeless_frozen_parts(self) -> list[str]:
+        """The frozen parts that no hub repo is known to hold."""
+        references = self.config.frozen_parts
+        return [name for name in self.backbone.frozen_loaders if not (references.get(name) or {}).get("repo")]
+
+    def check_frozen_references(self, saved: Collection[str] = ()) -> None:
+        """Make sure that a checkpoint could find the frozen parts again that are not `saved` with it.
+
+        Raises:
+            ValueError: one of them has no hub repo to refer to.
+        """
+        homeless = [name for name in self.homeless_frozen_parts if name not in saved]
+        if homeless:
+            raise ValueError(
+                f"the frozen parts {homeless} were not loaded from a hub repo, so a checkpoint cannot refer to them; "
+                "save with save_frozen=True, or name a repo in policy.config.frozen_parts"
+            )
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        save_frozen: bool | Collection[str] = False,
+        push_to_hub: bool = False,
+        **kwargs,
+    ) -> None:
+        """Write the checkpoint folder: whole, or not at all.
+
+        Args:
+            save_frozen: also write VAE and text encoder into `frozen/`, so that the folder needs nothing else; or the
+                names of those to write.
+
+        Raises:
+            ValueError: a frozen part that is not written has no hub repo to refer to.
+        """
+        saved = self._frozen_to_save(save_frozen)
+        self.check_frozen_references(saved)
+        references = self.config.frozen_parts
+        with atomic_folder(save_directory, replaces=("model*.safetensors", "model.safetensors.index.json")) as staging:
+            try:
+                self.config.frozen_parts = self._save_frozen(staging, saved)
+                super().save_pretrained(staging, **kwargs)
+            finally:
+                self.config.frozen_parts = references
+        if push_to_hub:
+            self.push_to_hub(Path(save_directory).name, save_frozen=save_frozen)
+
+    def push_to_hub(
+        self, repo_id: str, *, save_frozen: bool | Collection[str] = False, max_shard_size="50GB", **kwargs
+    ) -> CommitInfo:
+        """Upload what `save_pretrained` writes; all else in the repo stays as it is.
+
+        Args:
+            **kwargs: `commit_message`, `private`, `token`, `revision`, `create_pr`.
+        """
+
+        def save(folder: str) -> None:
+            self.save_pretrained(folder, save_frozen=save_frozen, max_shard_size=max_shard_size)
+
+        return upload_saved(save, repo_id, **{"commit_message": "Upload policy", **kwargs})
+
+    def _frozen_to_save(self, save_frozen: bool | Collection[str]) -> Collection[str]:
+        known = tuple(self.backbone.frozen_loaders)
+        names = (known if save_frozen else ()) if isinstance(save_frozen, bool) else save_frozen
+        if unknown := set(names) - set(known):
+            raise ValueError(f"this policy has the frozen parts {known}, not {sorted(unknown)}")
+        return names
+
+    def _save_frozen(self, folder: str, names: Collection[str]) -> dict[str, dict]:
+        references = dict(self.config.frozen_parts)
+        for name in names:
+            save_frozen_part(self.backbone.frozen_part(name), os.path.join(folder, "frozen", name))
+            references[name] = {"repo": None, "subfolder": f"frozen/{name}", "revision": None}
+        return references
+
+
+def _weight_copy(family: type[EditingBackbone], asked: str | None) -> str | None:
+    """How the action expert starts on this family, said in the log with the family's tier."""
+    if asked not in ("auto", None) and not family.copies_weights:
+        raise ValueError(
+            f"the action expert of {family.family} has not the form of its editing blocks and cannot start as a copy "
+            f"of them: expected weight_copy 'auto' or None, got {asked!r}"
+        )
+    if asked == "auto":
+        asked = "per_segment" if family.copies_weights else None
+    start = "fresh weights" if asked is None else f"editing weights, {asked}"
+    tell = logger.info if family.copies_weights and family.tier != "C" else logger.warning
+    tell(f"{family.family}: tier {family.tier}, {TIERS[family.tier]}. The action expert starts with {start}.")
+    return asked
