@@ -315,6 +315,20 @@ def test_two_threads_share_a_tap():
     assert not torch.equal(results["a"][0], results["b"][0])
 
 
+def test_a_cache_keeps_selected_spans_in_the_order_they_are_named():
+    tokens = torch.arange(6.0).expand(2, 6)
+    layer = LayerKV(tokens[..., None, None], -tokens[..., None, None])
+    spans, mask = token_spans(image=2, text=3, placeholder=1), torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+    cache = KVCache((layer, layer), mask, spans, image_grid=(1, 2))
+    found = cache.select("text", "image")
+    assert found.spans == {"text": slice(0, 3), "image": slice(3, 5)} and found.image_grid == (1, 2)
+    order = [2, 3, 4, 0, 1]
+    for key, value in found.layers:
+        assert key[0, :, 0, 0].tolist() == order and (value == -key).all()
+    assert found.key_mask.tolist() == [[True] * 5, [True, True, False, True, True]]
+    assert KVCache((layer,), None, spans).select("image").key_mask is None
+
+
 def test_caches_join_with_their_spans_and_masks():
     def cache(length, mask, **spans):
         return KVCache(

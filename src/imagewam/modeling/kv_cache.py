@@ -12,7 +12,7 @@ import threading
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -58,6 +58,20 @@ class KVCache:
     @property
     def batch_size(self) -> int:
         return self.layers[0].key.shape[0]
+
+    def select(self, *names: str) -> "KVCache":
+        """The keys of these spans alone, in this order."""
+        parts = [self.spans[name] for name in names]
+
+        def selected(tokens: Tensor) -> Tensor:
+            return torch.cat([tokens[:, part] for part in parts], dim=1)
+
+        return replace(
+            self,
+            layers=tuple(LayerKV(selected(key), selected(value)) for key, value in self.layers),
+            key_mask=None if self.key_mask is None else selected(self.key_mask),
+            spans=token_spans(**{n: part.stop - part.start for n, part in zip(names, parts, strict=True)}),
+        )
 
     def cat(self, other: "KVCache") -> "KVCache":
         """The keys of `self` followed by those of `other`, layer by layer."""

@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, ProcessorMixin, Qwen3VLForConditionalGeneration
 
 from ..action_expert import AttentionGeometry
-from ..kv_cache import KVCache, LayerKV, token_spans
+from ..kv_cache import KVCache, token_spans
 from ..qwen2_5_vl import IMAGE_ID
 from ..qwen3_vl import begin_of_user_turn, read_prompt
 from .base import EditingBackbone, Option, TransformerCall, register_family
@@ -210,13 +210,7 @@ class QwenImage21Backbone(EditingBackbone):
     def encode_context(self, prompt_embeds, prompt_attention_mask, image_latents, image_grid, timestep) -> KVCache:
         """As in the base class; the keys of all words in front of the image's, those of the placeholder left out."""
         cache = super().encode_context(prompt_embeds, prompt_attention_mask, image_latents, image_grid, timestep)
-        parts = [cache.spans[name] for name in ("begin", "text", "image")]
-
-        def ordered(tokens: Tensor) -> Tensor:
-            return torch.cat([tokens[:, part] for part in parts], dim=1)
-
-        cache.layers = tuple(LayerKV(ordered(key), ordered(value)) for key, value in cache.layers)
-        cache.key_mask = None if cache.key_mask is None else ordered(cache.key_mask)
+        cache = cache.select("begin", "text", "image")
         cache.spans = token_spans(text=prompt_embeds.shape[1], image=image_latents.shape[1])
         return cache
 
