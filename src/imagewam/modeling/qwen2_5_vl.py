@@ -44,10 +44,10 @@ def read_prompt(
     Raises:
         ValueError: there is no image, or a prompt without a place for it.
     """
-    _check_inputs(input_ids, pixel_values)
+    check_inputs(input_ids, pixel_values)
     patches, grid = vision_patches(pixel_values, text_encoder.config.vision_config, vision_pixels)
     num_visual = int(grid[0].prod()) // text_encoder.config.vision_config.spatial_merge_size**2
-    ids, mask = _with_visual_tokens(text_encoder.config, input_ids, attention_mask, num_visual)
+    ids, mask = with_visual_tokens(text_encoder.config, input_ids, attention_mask, num_visual)
     output = text_encoder.model(
         input_ids=ids,
         attention_mask=mask,
@@ -81,10 +81,14 @@ def vision_patches(
     return frames.reshape(len(pixels) * rows * columns, -1), grid
 
 
-def _with_visual_tokens(
+def with_visual_tokens(
     config, input_ids: Tensor, attention_mask: Tensor | None, num_visual: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Ids and mask with the marks and visual tokens in place of `IMAGE_ID`."""
+    """Ids `[B, L]` and mask with the marks and `num_visual` visual tokens in place of `IMAGE_ID`.
+
+    Args:
+        config: of the whole model, which knows the ids of these tokens.
+    """
     image = input_ids.new_tensor(
         [config.vision_start_token_id, *[config.image_token_id] * num_visual, config.vision_end_token_id]
     )
@@ -97,7 +101,12 @@ def _with_visual_tokens(
     return torch.stack(rows), mask
 
 
-def _check_inputs(input_ids: Tensor, pixel_values: Tensor | None) -> None:
+def check_inputs(input_ids: Tensor, pixel_values: Tensor | None) -> None:
+    """Whether prompts `[B, L]` and images belong together.
+
+    Raises:
+        ValueError: there is no image, not one for each prompt, or a prompt without a place for it.
+    """
     if pixel_values is None:
         raise ValueError("this text encoder sees the current image: expected pixel_values, got None")
     if pixel_values.ndim != 4 or len(pixel_values) != len(input_ids):

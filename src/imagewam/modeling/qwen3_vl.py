@@ -5,7 +5,7 @@ from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 
-from .qwen2_5_vl import IMAGE_ID, _check_inputs, _with_visual_tokens
+from .qwen2_5_vl import IMAGE_ID, check_inputs, with_visual_tokens
 
 _IMAGE_TYPE = 1
 
@@ -30,11 +30,11 @@ def read_prompt(
     Raises:
         ValueError: there is no image, a prompt without a place for it, or an image that is no grid of visual tokens.
     """
-    _check_inputs(input_ids, pixel_values)
+    check_inputs(input_ids, pixel_values)
     config = text_encoder.config
     patches, grid = vision_patches(pixel_values, config.vision_config)
     num_visual = int(grid[0].prod()) // config.vision_config.spatial_merge_size**2
-    ids, mask = _with_visual_tokens(config, input_ids, attention_mask, num_visual)
+    ids, mask = with_visual_tokens(config, input_ids, attention_mask, num_visual)
     # What a model gives as its last hidden state depends on the version of transformers.
     states = []
     handle = text_encoder.model.language_model.norm.register_forward_pre_hook(
