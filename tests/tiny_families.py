@@ -5,6 +5,7 @@ import tiny_flux2
 import tiny_flux2_klein_kv
 import tiny_flux3
 import tiny_flux_kontext
+import tiny_joy_image_edit
 import tiny_longcat_image_edit
 import tiny_omnigen
 import tiny_omnigen2
@@ -24,6 +25,7 @@ FAMILIES = {
     "flux2-klein-kv": tiny_flux2_klein_kv,
     "flux3": tiny_flux3,
     "flux-kontext": tiny_flux_kontext,
+    "joy-image-edit": tiny_joy_image_edit,
     "longcat-image-edit": tiny_longcat_image_edit,
     "omnigen": tiny_omnigen,
     "omnigen2": tiny_omnigen2,

@@ -9,11 +9,10 @@ from diffusers import (
     QwenImage21Pipeline,
     QwenImage21Transformer2DModel,
 )
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from imagewam.modeling.backbones.qwen_image21 import ImageLayout
 from tiny_qwen2_5_vl import build_tokenizer
+from tiny_qwen3_vl import build_processor, build_text_encoder
 
 # Tokens of the user's turn in front of the image.
 BEFORE = 5
@@ -23,59 +22,14 @@ _CHAT_TEMPLATE = (
 )
 
 
-class ImageProcessor(Qwen3VLProcessor):
-    """The processor without its video half, which needs torchvision."""
-
-    def __init__(self, image_processor=None, tokenizer=None, chat_template=None):
-        super().__init__(image_processor, tokenizer, None, chat_template)
-
-
 def pipeline(texts: Sequence[str], seed: int = 0, stride: int = 8) -> QwenImage21Pipeline:
     """Random weights drawn from `seed`; `stride` x `stride` pixels are one token of the transformer."""
     tokenizer = build_tokenizer(texts)
     tokenizer.add_tokens(["<image1>"])
-    marks = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
-    start, end, image, video = tokenizer.convert_tokens_to_ids(marks)
     dims = {8: [1, 2, 2, 2], 16: [1, 2, 2, 2, 2]}[stride]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        text_encoder = Qwen3VLForConditionalGeneration(
-            Qwen3VLConfig(
-                text_config={
-                    "vocab_size": len(tokenizer),
-                    "hidden_size": 24,
-                    "intermediate_size": 48,
-                    "num_hidden_layers": 2,
-                    "num_attention_heads": 2,
-                    "num_key_value_heads": 1,
-                    "head_dim": 12,
-                    "max_position_embeddings": 1024,
-                    "initializer_range": 24**-0.5,
-                    "rope_parameters": {
-                        "rope_type": "default",
-                        "rope_theta": 10000.0,
-                        "mrope_section": [2, 2, 2],
-                        "mrope_interleaved": True,
-                    },
-                    "pad_token_id": tokenizer.pad_token_id,
-                },
-                vision_config={
-                    "depth": 2,
-                    "hidden_size": 16,
-                    "intermediate_size": 32,
-                    "num_heads": 2,
-                    "out_hidden_size": 24,
-                    "patch_size": stride,
-                    "num_position_embeddings": 16,
-                    "deepstack_visual_indexes": [0],
-                    "initializer_range": 16**-0.5,
-                },
-                image_token_id=image,
-                video_token_id=video,
-                vision_start_token_id=start,
-                vision_end_token_id=end,
-            )
-        )
+        text_encoder = build_text_encoder(tokenizer, patch_size=stride)
         transformer = QwenImage21Transformer2DModel(
             in_channels=8,
             out_channels=8,
@@ -96,14 +50,11 @@ def pipeline(texts: Sequence[str], seed: int = 0, stride: int = 8) -> QwenImage2
             latents_std=[2.8, 1.4, 2.3, 0.9, 1.0, 1.1, 0.8, 1.3],
             scale_factor_spatial=stride,
         )
-    images = Qwen2VLImageProcessorPil(
-        patch_size=stride, image_mean=[0.5] * 3, image_std=[0.5] * 3, min_pixels=(2 * stride) ** 2
-    )
     pipeline = QwenImage21Pipeline(
         transformer=transformer.eval(),
         vae=vae.eval(),
-        text_encoder=text_encoder.eval(),
-        processor=ImageProcessor(images, tokenizer, _CHAT_TEMPLATE),
+        text_encoder=text_encoder,
+        processor=build_processor(tokenizer, stride, _CHAT_TEMPLATE),
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
     )
     pipeline.tokenizer = tokenizer  # not a component: what a policy on this pipeline is given

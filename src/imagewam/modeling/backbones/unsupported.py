@@ -10,7 +10,7 @@ _UNKNOWN = "nobody has looked at it yet (docs/adding_a_family.md tells how to ad
 # Reason -> class names. A class that only inherits its `__call__` stands here by its own name all the same.
 _CLASSES: dict[str, str] = {
     f"{_NOT_BUILT}: token-concat transformer (tier B)": """
-        JoyImageEditPipeline JoyImageEditPlusPipeline ZImageOmniPipeline
+        JoyImageEditPlusPipeline ZImageOmniPipeline
     """,
     f"{_NOT_BUILT}: its own context sees no target (tier A)": """
         BriaFibo2Pipeline Flux3DistilledModularPipeline
