@@ -28,6 +28,20 @@ def test_the_expert_costs_what_its_layers_cost():
     assert plan.action_step == pytest.approx(linear + modulation + attention, rel=1e-4)
 
 
+def test_the_video_baseline_costs_more_the_more_of_the_video_it_denoises():
+    """Nine frames are 3 x 98 tokens, 33 frames 9 x 98."""
+    plans = {mode: plan_cost(VARIANTS["fastwam"], mode) for mode in VARIANTS["fastwam"].modes}
+    assert [plan.context_tokens for plan in plans.values()] == [98, 294, 294]
+    prefix, joint, imagine = (plan.decision(num_steps=10) for plan in plans.values())
+    step = plans["joint"].action_step
+    assert joint == plans["joint"].context + 10 * (plans["joint"].edit + step)
+    assert imagine - joint == plans["imagine"].edit and prefix < joint / 8
+    every_frame = plan_cost(VARIANTS["fastwam-33-frames"], "joint")
+    assert every_frame.context_tokens == 882
+    ours = plan_cost(VARIANTS["imagewam-flux2-4b"], "prefix")
+    assert ours.decision(num_steps=3) < every_frame.decision(num_steps=1) / 3
+
+
 def test_the_command_prints_a_table_and_writes_operations(tmp_path, capsys):
     main(["bench", "cost", "--variants", "imagewam-ovis-u1", "--output", str(tmp_path / "cost.json")])
     header, _, prefix, denoise = capsys.readouterr().out.splitlines()

@@ -8,12 +8,14 @@ from imagewam.inference.memory_plan import plan_memory
 from imagewam.inference.peak_memory import PeakMemory
 from imagewam.inference.variants import VARIANTS
 
-# Public figures of the frozen parts, head of the language model included where it is loaded.
+# Parameters of the frozen parts, with the head of the language model where it is loaded.
 FROZEN = {
     "imagewam-flux2-4b": (84_046_115, 4_022_468_096),
     "imagewam-flux2-9b": (84_046_115, 8_190_735_360),
     "imagewam-omnigen2": (83_819_683, 3_085_938_688),
     "imagewam-ovis-u1": (83_653_863, 2_433_326_072),
+    "fastwam": (704_688_668, 5_680_910_336),
+    "fastwam-33-frames": (704_688_668, 5_680_910_336),
 }
 
 
@@ -35,7 +37,7 @@ def test_peak_counts_what_is_alive_at_the_same_time():
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_frozen_parts_have_their_public_sizes(name):
+def test_frozen_parts_have_their_sizes(name):
     with torch.device("meta"):
         parts = VARIANTS[name].vae(), VARIANTS[name].text_encoder()
     assert tuple(sum(p.numel() for p in part.parameters()) for part in parts) == FROZEN[name]

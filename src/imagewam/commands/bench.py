@@ -19,8 +19,8 @@ from ..inference.variants import VARIANTS
 from .options import parse_options
 
 GIB, TERA = 2**30, 10**12
-# Euler steps of the paper's latency table, and of its evaluations.
-STEPS = (3, 10)
+# Euler steps: one, those of the paper's latency table, and of its evaluations.
+STEPS = (1, 3, 10)
 Plans = dict[tuple[str, str], Any]
 
 
@@ -31,6 +31,7 @@ class BenchOptions:
     what: Literal["memory", "cost"] = field(metadata={"help": "memory (in GiB) or cost (in TFLOP)."})
     variants: list[str] | None = field(default=None, metadata={"help": f"Some of {', '.join(VARIANTS)}; default all."})
     dtype: Literal["bfloat16", "float16", "float32"] = field(default="bfloat16", metadata={"help": "memory: of all."})
+    text_tokens: int = field(default=NUM_TEXT_TOKENS, metadata={"help": "Of the instruction, without the state."})
     output: str | None = field(default=None, metadata={"help": "FILE.json for the numbers in bytes and operations."})
 
 
@@ -45,12 +46,12 @@ def main(argv: Sequence[str]) -> None:
     plans = {
         (name, mode): plan(options, name, mode)
         for name in options.variants or VARIANTS
-        for mode in ("prefix", "denoise")
+        for mode in VARIANTS[name].modes
     }
     print(table(plans))
     if options.output:
-        rows = [{"variant": v, "edit_mode": mode, **dataclasses.asdict(plan)} for (v, mode), plan in plans.items()]
-        assumptions = {"canvas": CANVAS, "text_tokens": NUM_TEXT_TOKENS, "batch": 1, "dtype": options.dtype}
+        rows = [{"variant": v, **dataclasses.asdict(plan), "edit_mode": mode} for (v, mode), plan in plans.items()]
+        assumptions = {"canvas": CANVAS, "text_tokens": options.text_tokens, "batch": 1, "dtype": options.dtype}
         atomic_write_text(
             options.output, json.dumps({"assumptions": assumptions, options.what: rows}, indent=2) + "\n"
         )
@@ -69,8 +70,8 @@ def memory_table(plans: dict[tuple[str, str], MemoryPlan]) -> str:
 
 def cost_table(plans: dict[tuple[str, str], DecisionCost]) -> str:
     """In TFLOP; parameters in billions, keys and values in MiB."""
-    columns = ["editing, 10^9 parameters", "expert", "text", "VAE", "context", "edit step", "action step"]
-    columns += [*(f"decision, {steps} steps" for steps in STEPS), "tokens", "keys and values, MiB"]
+    columns = ["editing, 10^9 parameters", "expert", "text", "VAE", "context", "target pass", "action step"]
+    columns += [*(f"decision, {steps} step{'s' * (steps > 1)}" for steps in STEPS), "tokens", "keys and values, MiB"]
     rows = [
         [
             *(f"{count / 1e9:.3f}" for count in (plan.editing_parameters, plan.expert_parameters)),
@@ -91,10 +92,15 @@ def markdown(columns: Sequence[str], plans: Plans, rows: Sequence[Sequence[str]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def _plan_memory(options: BenchOptions, name: str, mode: str) -> MemoryPlan:
+    return plan_memory(VARIANTS[name], mode, getattr(torch, options.dtype), options.text_tokens)
+
+
+def _plan_cost(options: BenchOptions, name: str, mode: str) -> DecisionCost:
+    return plan_cost(VARIANTS[name], mode, options.text_tokens)
+
+
 BENCHMARKS: dict[str, tuple[Callable[[BenchOptions, str, str], Any], Callable[[Plans], str]]] = {
-    "memory": (
-        lambda options, name, mode: plan_memory(VARIANTS[name], mode, getattr(torch, options.dtype)),
-        memory_table,
-    ),
-    "cost": (lambda options, name, mode: plan_cost(VARIANTS[name], mode), cost_table),
+    "memory": (_plan_memory, memory_table),
+    "cost": (_plan_cost, cost_table),
 }

@@ -21,12 +21,19 @@ class Decision:
     Each stage is computed when it is first asked for, from the stages before it.
 
     Args:
-        edit_mode: "prefix" or "denoise".
+        edit_mode: one of the variant's.
         dtype: of all parts.
+        num_text_tokens: of the instruction in its prompt, without the state.
     """
 
-    def __init__(self, variant: Variant, edit_mode: str, dtype: torch.dtype = torch.bfloat16):
-        self.variant = variant
+    def __init__(
+        self,
+        variant: Variant,
+        edit_mode: str,
+        dtype: torch.dtype = torch.bfloat16,
+        num_text_tokens: int = NUM_TEXT_TOKENS,
+    ):
+        self.variant, self.num_text_tokens = variant, num_text_tokens
         with torch.device("meta"):
             self.policy = ImageWAMForActionPrediction(variant.config(edit_mode=edit_mode)).to(dtype).eval()
             self.frozen = {"vae": variant.vae().to(dtype), "text_encoder": variant.text_encoder().to(dtype)}
@@ -39,7 +46,7 @@ class Decision:
     @torch.no_grad()
     def prompt_embeds(self) -> Tensor:
         """The instruction as its text encoder reads it."""
-        return self.variant.read(self.policy.backbone, NUM_TEXT_TOKENS, self.pixels)
+        return self.variant.read(self.policy.backbone, self.num_text_tokens, self.pixels)
 
     @cached_property
     @torch.no_grad()
@@ -57,10 +64,20 @@ class Decision:
         )
 
     @cached_property
+    @torch.no_grad()
+    def target(self) -> KVCache:
+        """One pass of the editing network over the noisy target."""
+        backbone, context = self.policy.backbone, self.context
+        rows, columns = context.image_grid
+        num_tokens = rows * columns * backbone.num_target_frames
+        noise = torch.empty(1, num_tokens, backbone.latent_channels, device="meta")
+        return backbone.predict_velocity(noise, noise.new_ones(1), context, capture=True)[1]
+
+    @cached_property
     def seen(self) -> KVCache:
-        """What the actions attend to: in denoise mode after the editing step."""
-        return self.policy.encode_edit(self.context) if self.policy.config.edit_mode == "denoise" else self.context
+        """What the actions attend to."""
+        return self.context if self.policy.config.edit_mode == "prefix" else self.context.cat(self.target)
 
     def act(self, num_steps: int) -> Tensor:
-        """The action expert's Euler steps."""
-        return self.policy.predict_action(context=self.seen, num_inference_steps=num_steps).actions
+        """Everything behind the context: passes over the target as the mode wants them, and the action expert's."""
+        return self.policy.predict_action(context=self.context, num_inference_steps=num_steps).actions

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .decision import Decision
+from .decision import NUM_TEXT_TOKENS, Decision
 from .peak_memory import PeakMemory
 from .variants import Variant
 
@@ -31,9 +31,14 @@ class MemoryPlan:
     peak_cached: int | None
 
 
-def plan_memory(variant: Variant, edit_mode: str, dtype: torch.dtype = torch.bfloat16) -> MemoryPlan:
+def plan_memory(
+    variant: Variant,
+    edit_mode: str,
+    dtype: torch.dtype = torch.bfloat16,
+    num_text_tokens: int = NUM_TEXT_TOKENS,
+) -> MemoryPlan:
     """The plan of a variant at full size, computed on the meta device."""
-    decision = Decision(variant, edit_mode, dtype)
+    decision = Decision(variant, edit_mode, dtype, num_text_tokens)
     policy = decision.policy
     weights = {name: _num_bytes(part) for name, part in decision.frozen.items()}
     weights["editing"] = _num_bytes(policy.backbone.transformer)

@@ -4,13 +4,13 @@ Sizes of frozen parts are those of the public configs; parameter counts are asse
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLFlux2
+from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLWan
 from torch import Tensor, nn
-from transformers import Qwen2_5_VLTextModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen2_5_VLTextModel, Qwen3Config, Qwen3ForCausalLM, UMT5Config, UMT5EncoderModel
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
 
 from ..configuration_imagewam import ImageWAMConfig
@@ -20,21 +20,26 @@ from ..modeling.transformers.ovis_u1_condition import OvisU1ConditionConfig, Ovi
 
 @dataclass(frozen=True)
 class Variant:
-    """A policy of the paper for LIBERO: 7-D actions, 8-D state, chunks of 16.
+    """A policy for LIBERO: 7-D actions, 8-D state.
 
     Attributes:
         backbone: `ImageWAMConfig.backbone`.
         vae, text_encoder: build the frozen part, with fresh weights, on the current default device.
         read: embeds a number of tokens on the meta device, where ids have no values: `(backbone, count, pixels)`.
+        modes: the edit modes that are compared.
+        preset, settings: of `ImageWAMConfig`.
     """
 
     backbone: dict[str, Any]
     vae: Callable[[], nn.Module]
     text_encoder: Callable[[], nn.Module]
     read: Callable[[EditingBackbone, int, Tensor], Tensor]
+    modes: tuple[str, ...] = ("prefix", "denoise")
+    preset: str = "paper"
+    settings: dict[str, Any] = field(default_factory=dict)
 
-    def config(self, **kwargs: Any) -> ImageWAMConfig:
-        return ImageWAMConfig(backbone=self.backbone, **kwargs)
+    def config(self, edit_mode: str) -> ImageWAMConfig:
+        return ImageWAMConfig.from_preset(self.preset, backbone=self.backbone, edit_mode=edit_mode, **self.settings)
 
 
 def _qwen3(hidden_size: int, intermediate_size: int, tied: bool) -> Qwen3ForCausalLM:
@@ -79,6 +84,27 @@ def _kl_autoencoder(latent_channels: int, **kwargs: Any) -> AutoencoderKL:
 def _flux1_autoencoder() -> AutoencoderKL:
     return _kl_autoencoder(
         16, use_quant_conv=False, use_post_quant_conv=False, scaling_factor=0.3611, shift_factor=0.1159
+    )
+
+
+def _wan_autoencoder() -> AutoencoderKLWan:
+    return AutoencoderKLWan(
+        base_dim=160,
+        decoder_base_dim=256,
+        z_dim=48,
+        is_residual=True,
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_spatial=16,
+        latents_mean=[0.0] * 48,
+        latents_std=[1.0] * 48,
+    )
+
+
+def _umt5_xxl() -> UMT5EncoderModel:
+    return UMT5EncoderModel(
+        UMT5Config(d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64, vocab_size=256384)
     )
 
 
@@ -129,4 +155,16 @@ VARIANTS = {
         lambda: OvisU1ConditionEncoder(OvisU1ConditionConfig()),
         _read_words_and_image,
     ),
+    "fastwam": Variant(
+        {"family": "wan2.2-ti2v", "transformer": "5B"},
+        _wan_autoencoder,
+        _umt5_xxl,
+        _read_words,
+        modes=("prefix", "joint", "imagine"),
+        preset="fastwam",
+    ),
 }
+# The baseline with every one of its 33 frames kept, not nine: what the figures of the paper's Table 5 fit.
+VARIANTS["fastwam-33-frames"] = replace(
+    VARIANTS["fastwam"], modes=("joint", "imagine"), settings={"target_offsets": list(range(1, 33))}
+)

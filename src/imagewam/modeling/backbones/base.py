@@ -1,5 +1,6 @@
 """What every editing family offers to the policy, and the registry that finds a family by name or pipeline class."""
 
+import copy
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -125,7 +126,7 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
             raise ValueError(f"{self.family} has no options {unknown}; it has {sorted(known)}")
         for name, value in given.items():
             known[name].check(f"{name} of {self.family}", value)
-        defaults = {name: option.default for name, option in known.items() if option.default is not None}
+        defaults = {name: copy.copy(option.default) for name, option in known.items() if option.default is not None}
         self.config.backbone = {**defaults, **self.config.backbone}
 
     @property
