@@ -41,9 +41,10 @@ def hide_target_from_context(monkeypatch, network, num_text, num_image, text_mas
             monkeypatch.setattr(module, "dispatch_attention_fn", masked(module.dispatch_attention_fn))
 
 
-def skip_wan(policy):
-    if policy.backbone.family == "wan2.2-ti2v":
-        pytest.skip("Wan's modules have other names: test_wan_backbone.py holds the same of it")
+def skip_other_names(policy):
+    files = {"wan2.2-ti2v": "test_wan_backbone.py", "joy-image-edit": "test_joy_image_edit_backbone.py"}
+    if (file := files.get(policy.backbone.family)) is not None:
+        pytest.skip(f"the network's modules have other names: {file} holds the same of it")
 
 
 def token_inputs(policy, ragged):
@@ -110,7 +111,7 @@ def test_an_expert_with_all_of_the_weights_is_the_editing_network_for_its_image_
     policy = make_policy()
     if not policy.backbone.copies_weights:
         pytest.skip("its action expert has not the form of its editing blocks")
-    skip_wan(policy)
+    skip_other_names(policy)
     backbone, network = policy.backbone, policy.backbone.transformer
     text, _, image, target = (x if x is None else x[:1] for x in token_inputs(policy, ragged=False))
     time = TARGET_TIME[:1]
@@ -152,7 +153,7 @@ def test_the_copied_time_embedding_gets_times_as_the_network_counts_them(make_po
     policy = make_policy()
     if not policy.backbone.copies_weights:
         pytest.skip("its action expert has not the form of its editing blocks")
-    skip_wan(policy)
+    skip_other_names(policy)
     backbone, network = policy.backbone, policy.backbone.transformer
     width = first_layer(network).out_features
     expert = backbone.action_expert_class(backbone.attention_layers, 4, width, 1.0)

@@ -30,7 +30,8 @@ def copy_editing_weights(expert: ActionExpert, transformer: nn.Module, *, per_se
         if origin not in source:
             raise KeyError(f"the editing transformer has no {origin} to initialise the action expert's {name} from")
         segments = expert.segments(name, source[origin].shape) if per_segment else None
-        weight = resize_weight(source[origin], tuple(parameter.shape), segments, rescale=expert.rescale_weights)
+        rescale = expert.rescale_weights and not name.endswith(expert.unscaled_weights)
+        weight = resize_weight(source[origin], tuple(parameter.shape), segments, rescale=rescale)
         parameter.copy_(weight)
         copied.append(name)
     return copied

@@ -13,6 +13,7 @@ from imagewam import ImageWAMConfig, ImageWAMForActionPrediction
 from imagewam.modeling.backbones import get_family
 from imagewam.modeling.backbones.joy_image_edit import to_items, to_tokens
 from imagewam.modeling.kv_cache import KVCache
+from imagewam.modeling.weight_copy import copy_editing_weights
 from imagewam.processing.prompt import check_prompt_format, tokenize
 from tiny_qwen3_vl import build_processor
 
@@ -155,6 +156,50 @@ def test_padding_of_the_text_encoder_is_no_padding(policy, image):
     found, mask = read(policy, image, padding=5)
     assert mask.sum() == expected.shape[1] == mask.shape[1] - 5
     torch.testing.assert_close(found[:, : expected.shape[1]], expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_an_expert_with_all_of_the_weights_is_the_editing_network_for_its_image_tokens(policy):
+    """Target tokens see the context and each other, as actions do: the same weights must do the same to them."""
+    backbone, network = policy.backbone, policy.backbone.transformer
+    generator = torch.Generator().manual_seed(0)
+    text, image, target = (torch.randn(1, n, d, generator=generator) for n, d in ((11, 24), (8, 16), (8, 16)))
+    time = torch.tensor([0.6])
+    context = backbone.encode_context(text, None, image, (2, 4), time)
+    states = {}
+    handles = [
+        network.img_in.register_forward_hook(lambda module, args, output: states.update(start=output)),
+        network.norm_out.register_forward_pre_hook(lambda module, args: states.update(end=args[0])),
+        network.condition_embedder.register_forward_hook(lambda module, args, output: states.update(temb=output[0])),
+    ]
+    call = backbone.target_call(target, time, context)
+    rotary, _ = tables_of(backbone, call.kwargs)
+    backbone.predict_velocity(target, time, context)
+    for handle in handles:
+        handle.remove()
+    expert = type(policy.action_expert)(backbone.attention_layers, 4, 32, 4.0)
+    copied = copy_editing_weights(expert, network)
+    fresh = {name for name, _ in expert.named_parameters()} - set(copied)
+    assert {name.split(".")[0] for name in fresh} == {"action_encoder", "proj_out"}
+    expert.action_encoder, expert.proj_out = torch.nn.Linear(32, 32), torch.nn.Identity()
+    torch.nn.init.eye_(expert.action_encoder.weight)
+    torch.nn.init.zeros_(expert.action_encoder.bias)
+    start = states["start"].flatten(2).transpose(1, 2)
+    found, _ = expert(start, backbone.action_time(time), context, rotary)
+    torch.testing.assert_close(found, network.norm_out(states["end"]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(expert.embed_time(time * 1000), states["temb"])
+
+
+@torch.no_grad()
+def test_a_narrower_expert_keeps_the_scale_of_the_modulation(policy):
+    backbone, network = policy.backbone, policy.backbone.transformer
+    expert = type(policy.action_expert)(backbone.attention_layers, 4, 16, 4.0)
+    copy_editing_weights(expert, network)
+    source, table = (x.double_blocks[1].img_mod.modulate_table for x in (network, expert))
+    assert table.shape == (1, 6, 16) and torch.equal(table[..., 0], source[..., 0])  # a corner
+    weight = network.condition_embedder.time_proj.weight.unflatten(0, (6, -1))
+    found = expert.time_proj.weight.unflatten(0, (6, -1))
+    torch.testing.assert_close(found[:, 0, 0], weight[:, 0, 0] * 2**0.5)  # six vectors, not one smeared axis
 
 
 def test_actions_have_a_frame_of_their_own(policy):

@@ -53,10 +53,11 @@ class ActionExpert(nn.Module, ABC):
     block_classes: ClassVar[tuple[str, ...]]
     # Weight-copy initialisation: prefixes of parameters that stay fresh, because they know actions and not images;
     # (own, editing transformer's) prefixes of those that are named differently there; and whether a weight is rescaled
-    # by sqrt(old / new input width).
+    # by sqrt(old / new input width), all but those with these endings: tables have no input.
     fresh_weights: ClassVar[tuple[str, ...]]
     renamed_weights: ClassVar[dict[str, str]] = {}
     rescale_weights: ClassVar[bool] = True
+    unscaled_weights: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, layers: list[AttentionGeometry], action_dim: int, hidden_size: int, mlp_ratio: float):
         super().__init__()

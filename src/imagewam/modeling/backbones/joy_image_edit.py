@@ -13,7 +13,7 @@ from diffusers import AutoencoderKLWan, DiffusionPipeline, JoyImageEditTransform
 from torch import Tensor, nn
 from transformers import Qwen3VLForConditionalGeneration
 
-from ..action_expert import AttentionGeometry
+from ..action_expert import AttentionGeometry, JoyImageActionExpert
 from ..kv_cache import KVCache, token_spans
 from ..qwen2_5_vl import IMAGE_ID
 from ..qwen3_vl import read_prompt
@@ -54,8 +54,7 @@ class JoyImageEditBackbone(EditingBackbone):
     }
     # Hidden states that the pipeline drops.
     num_template_tokens: ClassVar[int] = 34
-    # One projection of the time for all blocks with a table in each, and fused q, k and v: no expert has that.
-    copies_weights = False
+    action_expert_class = JoyImageActionExpert
 
     def build_transformer(self) -> JoyImageEditTransformer3DModel:
         return JoyImageEditTransformer3DModel.from_config(self.config.backbone["transformer"])
