@@ -126,7 +126,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
 def test_a_killed_run_continues_bit_for_bit(tmp_path, family, killed_at):
     def parts(seed):
         policy = tiny_policy(seed, family=family)
-        return {"policy": policy, "processor": tiny_processor(policy)}
+        return {"policy": policy, "processor": tiny_processor(policy, size=16 if family else 8)}
 
     kwargs = {"eval_dataset": TinyDataset(6, seed=1), "eval_strategy": "steps", "eval_steps": 2}
     whole = make_trainer(tmp_path / "whole", **parts(0), **kwargs)

@@ -321,7 +321,7 @@ def test_the_log_tells_the_tier_and_what_it_means():
     messages = []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())
-    logger = transformers_logging.get_logger("imagewam.modeling.modeling_imagewam")
+    logger = transformers_logging.get_logger("imagewam.modeling.policy_files")
     logger.addHandler(handler)
     try:
         policy = build_policy()
