@@ -9,7 +9,7 @@ import pytest
 
 SCRIPT = """
 import json, sys
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = sys.argv[2:]
 import torch
 from test_trainer import make_trainer
 from tiny_training_parts import TinyDataset, tiny_policy
@@ -43,8 +43,9 @@ with open(f"{sys.argv[1]}/seen-{rank}.json", "w") as file:
 def test_two_processes_share_weights_but_no_samples_and_no_noise(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    here = str(Path(__file__).parent)
-    subprocess.run([*launch, str(tmp_path / "script.py"), str(tmp_path), here], check=True, timeout=300)
+    here = Path(__file__).parent
+    words = [tmp_path / "script.py", tmp_path, here, here.parent]
+    subprocess.run([*launch, *map(str, words)], check=True, timeout=300)
     one, two = (json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in (0, 1))
     assert one["weights"] == two["weights"]
     samples = [tuple(state) for seen in (one, two) for batch in seen["states"] for state in batch]
