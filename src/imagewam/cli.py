@@ -11,7 +11,7 @@ COMMANDS = {
     "demo": "everything once, on the CPU: episodes, training, closed loop, pictures",
     "import": "a published ImageWAM checkpoint, or Ovis-U1, in this package's format",
     "info": "what a policy or a dataset folder holds",
-    "bench": "what the variants need in memory",
+    "bench": "what the published variants need: memory, operations",
 }
 
 # Where the word is not the module's name, since it is no name in Python.
