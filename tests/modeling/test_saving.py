@@ -285,6 +285,15 @@ def test_a_policy_cast_to_bfloat16_reads_instructions_as_its_saved_copy_does(mak
     assert found.dtype == torch.bfloat16 and torch.equal(found, expected)
 
 
+@torch.no_grad()
+def test_a_policy_loaded_in_bfloat16_acts(make_policy, observation, tmp_path):
+    make_policy().save_pretrained(tmp_path, save_frozen=True)
+    loaded = ImageWAMForActionPrediction.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert loaded.dtype == torch.bfloat16
+    actions = loaded.predict_action(**observation, generator=seeded()).actions
+    assert actions.shape == (2, 6, 4) and actions.isfinite().all()
+
+
 def test_one_frozen_part_can_be_saved_and_the_other_referred_to(make_policy, tmp_path):
     policy = make_policy()
     for name in {"text_encoder", *policy.backbone.frozen_loaders} - {"vae"}:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, OmniGenTransformer2DModel
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.transformers.transformer_omnigen import OmniGenSuScaledRotaryEmbedding
+from diffusers.models.transformers.transformer_omnigen import OmniGenPatchEmbed, OmniGenSuScaledRotaryEmbedding
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -78,6 +78,7 @@ class OmniGenBackbone(EditingBackbone):
         network = self.transformer
         network.embed_tokens.__class__ = TokenTable
         network.rope.__class__ = BatchedRotaryEmbedding
+        network.patch_embedding.__class__ = PatchEmbed
         for block in network.layers:
             if not isinstance(block.self_attn.processor, OmniGenAttnProcessor):
                 block.self_attn.set_processor(OmniGenAttnProcessor())
@@ -253,6 +254,13 @@ class TokenTable(nn.Embedding):
     def forward(self, tokens: Tensor) -> Tensor:
         # A copy, as a lookup is one: the network writes images into it.
         return tokens.clone() if tokens.is_floating_point() else super().forward(tokens)
+
+
+class PatchEmbed(OmniGenPatchEmbed):
+    """OmniGen's patches, with positions of the weights' type: a policy loaded in half precision has float32 ones."""
+
+    def _cropped_pos_embed(self, height: int, width: int) -> Tensor:
+        return super()._cropped_pos_embed(height, width).to(self.output_image_proj.weight.dtype)
 
 
 class BatchedRotaryEmbedding(OmniGenSuScaledRotaryEmbedding):
