@@ -192,8 +192,9 @@ def test_the_token_table_is_frozen_and_saved_with_the_policy(pipeline, tmp_path)
     assert loaded.backbone.config.backbone["image_position"] == tiny_omnigen.IMAGE_POSITION
 
 
+@pytest.mark.parametrize("own_format", [{}, {"max_length": 512}], ids=["default format", "own length"])
 @pytest.mark.parametrize("begins", [False, True], ids=["no first token", "a first token"])
-def test_prompts_are_the_pipelines_with_and_without_a_first_token(pipeline, begins):
+def test_prompts_are_the_pipelines_with_and_without_a_first_token(pipeline, begins, own_format):
     if begins:
         pipeline.tokenizer.bos_token = "<|im_start|>"
         first = processors.TemplateProcessing(single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)])
@@ -202,7 +203,8 @@ def test_prompts_are_the_pipelines_with_and_without_a_first_token(pipeline, begi
     prompt = f"<img><|image_1|></img> {INSTRUCTION}"
     expected = pipeline.multimodal_processor.process_multi_modal_prompt(prompt, [image])
     (start, end), ids = expected["image_sizes"][0], expected["input_ids"]
-    backbone = make_policy(pipeline).backbone
+    backbone = make_policy(pipeline, backbone_options={"prompt_format": own_format}).backbone
+    assert {**backbone.prompt_format, **own_format} == backbone.prompt_format
     assert instruction(backbone)[0][0].tolist() == ids[:start] + ids[end:]
     assert backbone.config.backbone["image_position"] == start == tiny_omnigen.IMAGE_POSITION + begins
 

@@ -242,9 +242,10 @@ class OmniGenBackbone(EditingBackbone):
         if not mark or "{prompt}" in before:
             raise ValueError(f"OmniGen's prompt format needs {IMAGE_MARK} in front of {{prompt}}, got {text!r}")
         tokenizer = pipeline.tokenizer
-        if not self.config.backbone["prompt_format"] and _starts_with_bos(tokenizer):
+        own_format = self.config.backbone["prompt_format"]
+        if "text" not in own_format and _starts_with_bos(tokenizer):
             before = tokenizer.bos_token + before
-            self.config.backbone["prompt_format"] = {"text": tokenizer.bos_token + text}
+            self.config.backbone["prompt_format"] = {**own_format, "text": tokenizer.bos_token + text}
         self.config.backbone["image_position"] = len(tokenizer(before, add_special_tokens=False)["input_ids"])
 
 
