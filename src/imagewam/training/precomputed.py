@@ -57,8 +57,7 @@ class PrecomputedCollator:
             action_is_pad=np.stack([sample["action_is_pad"] for sample in samples]),
             return_tensors="pt",
         )
-        prompts, pooled = zip(*(self._prompts[sample["instruction"]] for sample in samples), strict=True)
-        masks = [torch.ones(len(prompt), dtype=torch.long) for prompt in prompts]
+        prompts, masks, pooled = zip(*(self._prompts[sample["instruction"]] for sample in samples), strict=True)
         batch["prompt_embeds"] = pad_sequence(prompts, batch_first=True)
         batch["prompt_attention_mask"] = pad_sequence(masks, batch_first=True)
         if pooled[0] is not None:
@@ -90,12 +89,18 @@ def _encode_episode(policy, processor, dataset, episode: int) -> tuple[torch.Ten
 
 
 @torch.no_grad()
-def _encode_text(policy, processor, text: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """`[L, text_dim]` and, for a backbone that has it, `[pooled_dim]`."""
+def _encode_text(policy, processor, text: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """`[L, text_dim]`, the mask `[L]` int64 of its words and, for a backbone that has it, `[pooled_dim]`.
+
+    Padding that the prompt format asks for is kept: the state token may have to stand behind it.
+    """
     states = np.zeros((1, len(processor.contract.state.names)), dtype=np.float32)
     tokens = processor(instruction=[text], state=states, return_tensors="pt").to(policy.device)
     del tokens["state"]
-    prompt_embeds, _ = policy.backbone.encode_instruction(**tokens)
+    prompt_embeds, mask = policy.backbone.encode_instruction(**tokens)
+    if mask is None:
+        mask = prompt_embeds.new_ones(prompt_embeds.shape[:2])
+    prompt, mask = prompt_embeds[0].cpu(), mask[0].long().cpu()
     if policy.backbone.pooled_dim is None:
-        return prompt_embeds[0].cpu(), None
-    return prompt_embeds[0].cpu(), policy.backbone.encode_pooled_instruction(**tokens)[0].cpu()
+        return prompt, mask, None
+    return prompt, mask, policy.backbone.encode_pooled_instruction(**tokens)[0].cpu()
