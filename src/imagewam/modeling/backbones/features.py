@@ -6,12 +6,13 @@ that modulates the context.
 """
 
 from abc import abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor
 
 from ...configuration_imagewam import ImageWAMConfig
 from ..kv_cache import KVCache, LayerKV
-from .base import EditingBackbone
+from .base import EditingBackbone, TransformerCall
 
 
 class FeatureBackbone(EditingBackbone):
@@ -62,11 +63,18 @@ class FeatureBackbone(EditingBackbone):
     def predict_velocity(self, target_latents, timestep, context, capture=False) -> tuple[Tensor, KVCache]:
         """u(z_t, t | o, l), and with `capture` the keys of the canvas, in which the observation is mixed in."""
         call = self.target_call(target_latents, timestep, context)
-        with self.tap.capture(key_mask=call.key_mask) as cache:
-            output = self.transformer(**call.kwargs, return_dict=False)[0]
+        with self._tapped(call, context, capture) as cache:
+            output = self.run_transformer(call)
         cache.spans, cache.image_grid = call.spans, context.image_grid
-        velocity = self.velocity_of(output, target_latents, timestep)
-        return velocity, cache if capture else KVCache(image_grid=context.image_grid)
+        return self.velocity_of(output, target_latents, timestep), cache
+
+    def _tapped(self, call: TransformerCall, context: KVCache, capture: bool) -> AbstractContextManager[KVCache]:
+        """The cache that the call's keys go to; without `capture` no more is done than its key mask needs."""
+        if capture:
+            return self.tap.capture(key_mask=call.key_mask)
+        if call.key_mask is None:
+            return nullcontext(KVCache())
+        return self.tap.prefix(context, key_mask=call.key_mask)  # the context has no keys: the mask alone
 
 
 def _check_that_the_canvas_is_all(config: ImageWAMConfig) -> None:
