@@ -121,6 +121,35 @@ def test_actions_see_text_and_canvas_and_padding_is_hidden(pipeline):
         assert not torch.equal(policy.predict_action(**changed, **noise).actions, output.actions), name
 
 
+@pytest.mark.parametrize("padded", [True, False])
+@torch.no_grad()
+def test_a_velocity_alone_captures_nothing_and_padding_stays_hidden(pipeline, padded):
+    policy = build_policy(pipeline)
+    backbone, inputs = policy.backbone, inputs_of(policy)
+    if not padded:
+        inputs = {name: value[:1] for name, value in inputs.items()}
+        inputs |= token_ids(backbone, INSTRUCTIONS[:1])
+    context = policy.encode_context(**inputs)
+    assert (context.conditions["prompt_mask"] is not None) is padded
+    count = len(inputs["state"])
+    noisy, time = torch.randn(count, 8, 16, generator=seeded(8)), torch.full((count,), 0.6)
+    stores = []
+    hooks = [
+        module.register_forward_pre_hook(
+            lambda module, args: stores.append(module.processor._tap_slot and module.processor._tap_slot.store)
+        )
+        for module in backbone.transformer.modules()
+        if hasattr(module, "processor")
+    ]
+    velocity, cache = backbone.predict_velocity(noisy, time, context)
+    assert len(stores) == len(hooks) and not any(stores) and not cache.layers
+    expected, cache = backbone.predict_velocity(noisy, time, context, capture=True)
+    assert all(stores[len(hooks) :]) and len(cache.layers) == len(hooks)
+    torch.testing.assert_close(velocity, expected, atol=1e-6, rtol=0)
+    for hook in hooks:
+        hook.remove()
+
+
 def test_a_training_step_moves_both_losses_and_the_expert_starts_as_a_copy(pipeline):
     policy = build_policy(pipeline).train()
     fresh = build_policy(pipeline, weight_copy=None)
