@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
-from diffusers.models.attention_dispatch import AttentionBackendName
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -201,11 +200,6 @@ class KVTap:
                 )
             if processor._tap_slot is not None:
                 raise RuntimeError(f"{name} is already being captured or prefixed by an enclosing block")
-
-    def set_attention_backend(self, backend: AttentionBackendName | None) -> None:
-        """diffusers attention backend of the tapped layers alone; the model's own switch also sets the process's."""
-        for processor in self._processors:
-            processor._attention_backend = backend
 
     def enable_gradient_checkpointing(self) -> None:
         """Checkpoint the transformer's blocks so that recomputation replays the captures and prefixes exactly."""

@@ -328,8 +328,21 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
         return self.velocity(output), cache
 
     def set_attention_backend(self, backend: AttentionBackendName | None) -> None:
-        """diffusers attention backend of the tapped layers; None for diffusers' own choice."""
-        self.tap.set_attention_backend(backend)
+        """diffusers attention backend of every layer of this network that can choose one, tapped or not.
+
+        The network's own switch would also set the process's.
+
+        Args:
+            backend: None for diffusers' own choice.
+        """
+        for module in self.transformer.modules():
+            processor = getattr(module, "processor", None)
+            if not hasattr(processor, "_attention_backend"):
+                continue
+            if not hasattr(processor, "_tap_slot"):
+                # Another network may share it; a tap keeps to the processors that it has found.
+                module.processor = processor = copy.copy(processor)
+            processor._attention_backend = backend
 
     # From and to pipelines
 
