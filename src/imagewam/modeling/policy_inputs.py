@@ -107,14 +107,27 @@ class PolicyInputs:
         return target_latents.float()
 
     def _tokens(self, input_ids, attention_mask, input_ids_2, attention_mask_2) -> dict[str, Tensor | None]:
-        """Token ids and masks of the family's tokenizers; empty unless all are there."""
+        """Token ids and masks of the family's tokenizers; empty unless all ids are there.
+
+        Raises:
+            ValueError: a batch of several has no mask, so that padding would be read as words.
+        """
         tokens = {"input_ids": input_ids, "attention_mask": attention_mask}
         if self.backbone.has_tokenizer_2:
             tokens |= {"input_ids_2": input_ids_2, "attention_mask_2": attention_mask_2}
         elif input_ids_2 is not None:
             raise ValueError(f"{self.backbone.family} has one tokenizer, got input_ids_2")
-        complete = all(tokens[name] is not None for name in ("input_ids", "input_ids_2") if name in tokens)
-        return tokens if complete else {}
+        ids = [name for name in ("input_ids", "input_ids_2") if name in tokens]
+        if any(tokens[name] is None for name in ids):
+            return {}
+        for name in ids:
+            mask = name.replace("input_ids", "attention_mask")
+            if tokens[mask] is None and len(tokens[name]) > 1:
+                raise ValueError(
+                    f"{name} {list(tokens[name].shape)} need their {mask}, which tells words from padding: "
+                    f"expected it for a batch of more than one, got none"
+                )
+        return tokens
 
     def _missing_tokens(self, embeds: str) -> ValueError:
         second = "input_ids_2 with attention_mask_2 and " if self.backbone.has_tokenizer_2 else ""
