@@ -32,6 +32,11 @@ def pooled(policy, inputs):
     return {"pooled_prompt_embeds": policy.backbone.encode_pooled_instruction(**token_ids(inputs))}
 
 
+def noise_for(mode, noise):
+    """In prefix mode there is no target, and so no noise for it."""
+    return {"latents": noise["latents"]} if mode == "prefix" else noise
+
+
 def sample(inputs, index):
     """One sample of a batch, its instruction without padding."""
     single = {name: value[index : index + 1] for name, value in inputs.items()}
@@ -41,7 +46,7 @@ def sample(inputs, index):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_batch_of_ragged_instructions_is_as_one_by_one(make_policy, observation, mode, noise):
-    policy = make_policy(edit_mode=mode)
+    policy, noise = make_policy(edit_mode=mode), noise_for(mode, noise)
     together = policy.predict_action(**observation, **noise).actions
     for index in range(2):
         own_noise = {name: value[index : index + 1] for name, value in noise.items()}
@@ -62,7 +67,7 @@ def test_losses_of_a_ragged_batch_are_the_mean_of_one_by_one(make_policy, batch,
 
 @pytest.mark.parametrize("mode", MODES)
 def test_padding_to_512_tokens_changes_nothing(make_policy, observation, mode, noise):
-    policy = make_policy(edit_mode=mode)
+    policy, noise = make_policy(edit_mode=mode), noise_for(mode, noise)
     expected = policy.predict_action(**observation, **noise).actions
     embeds, mask = encoded(policy, observation)
     pads = 512 - mask.shape[1]
@@ -127,9 +132,12 @@ def test_actions_see_the_target_in_denoise_mode_only(make_policy, observation, n
     other_noise = {**noise, "image_noise": noise["image_noise"].flip(1)}
     for mode, sees in (("prefix", False), ("denoise", True)):
         policy = make_policy(edit_mode=mode)
-        output = policy.predict_action(**observation, **noise, output_attentions=True)
-        other = policy.predict_action(**observation, **other_noise)
-        assert torch.equal(output.actions, other.actions) is not sees
+        output = policy.predict_action(**observation, **noise_for(mode, noise), output_attentions=True)
+        if sees:
+            assert not torch.equal(output.actions, policy.predict_action(**observation, **other_noise).actions)
+        else:
+            with pytest.raises(ValueError, match=r"no image_noise in edit_mode='prefix'.* got \[2, 8, "):
+                policy.predict_action(**observation, **other_noise)
         assert ("target" in output.context_spans) is sees
         assert output.attentions[0][0].shape[-1] == max(span.stop for span in output.context_spans.values())
 
@@ -264,9 +272,14 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_policy, batch, mod
 @pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
 def test_attention_implementations_agree(make_policy, observation, implementation, noise):
     policy, bystander = copy.deepcopy(make_policy(edit_mode="prefix")), make_policy()
+    for own, other in zip(*(list(p.backbone.transformer.modules()) for p in (policy, bystander)), strict=True):
+        if hasattr(getattr(own, "processor", None), "_attention_backend") and not hasattr(own.processor, "_tap_slot"):
+            own.processor = other.processor  # nothing forbids networks to share those
+    noise = noise_for("prefix", noise)
 
     def backends(policy):
-        used = {layer.processor._attention_backend for layer in policy.backbone.tap._layers.values()}
+        processors = [m.processor for m in policy.modules() if hasattr(m, "processor")]
+        used = {p._attention_backend for p in processors if hasattr(p, "_attention_backend")}
         return used | {m.backend for m in policy.action_expert.modules() if hasattr(m, "backend")}
 
     expected = policy.predict_action(**observation, **noise).actions
@@ -288,7 +301,7 @@ def test_the_edited_frame_is_a_picture_of_the_canvas(make_policy, observation):
 
 
 def test_bfloat16_stays_close(make_policy, observation, noise):
-    policy = make_policy(edit_mode="prefix")
+    policy, noise = make_policy(edit_mode="prefix"), noise_for("prefix", noise)
     expected = policy.predict_action(**observation, **noise).actions
     half = copy.deepcopy(policy).to(torch.bfloat16)
     assert half.backbone.frozen["vae"].dtype == torch.bfloat16
@@ -310,6 +323,7 @@ def test_bad_inputs_are_named_on_both_sides(make_policy, observation, batch):
         ({"state": None}, r"state of \[2, 3\] .* got none"),
         ({"pixel_values": None}, "pixel_values"),
         ({"input_ids": None}, "input_ids with attention_mask, or prompt_embeds"),
+        ({"attention_mask": None}, r"input_ids \[2, \d+\] need their attention_mask, .* got none"),
         ({"pixel_values": torch.zeros(2, 3, 17, 32)}, "multiples of 8, got 17 x 32"),
         ({"prompt_embeds": torch.zeros(2, 4, 5)}, rf"must be \[2, L, {width}\], got \[2, 4, 5\]"),
         ({"image_latents": torch.zeros(2, 8, channels)}, "image_grid"),
@@ -330,6 +344,24 @@ def test_bad_inputs_are_named_on_both_sides(make_policy, observation, batch):
         policy(**{**batch, "target_pixel_values": None})
     with pytest.raises(ValueError, match="differ"):
         policy(**{**batch, "target_pixel_values": torch.zeros(2, 3, 16, 16)})
+
+
+def test_a_second_mask_may_not_be_missing_either(make_policy, observation):
+    policy = make_policy()
+    if not policy.backbone.has_tokenizer_2:
+        pytest.skip(f"{policy.backbone.family} has one tokenizer")
+    with pytest.raises(ValueError, match=r"input_ids_2 \[2, \d+\] need their attention_mask_2, .* got none"):
+        policy.predict_action(**{**observation, "attention_mask_2": None})
+
+
+def test_one_sample_without_padding_needs_no_mask(make_policy, observation, noise):
+    policy = make_policy()
+    longest = int(observation["attention_mask"].sum(dim=1).argmax())
+    alone = {name: value[longest : longest + 1] for name, value in observation.items()}
+    noise = {name: value[longest : longest + 1] for name, value in noise.items()}
+    expected = policy.predict_action(**alone, **noise).actions
+    alone |= {name: None for name in ("attention_mask", "attention_mask_2") if name in alone}
+    torch.testing.assert_close(policy.predict_action(**alone, **noise).actions, expected, atol=1e-5, rtol=0)
 
 
 def test_config_values_out_of_range_are_errors():
@@ -374,7 +406,7 @@ def test_a_decision_of_the_4b_policy_costs_no_more_than_planned(mode, limit):
 def test_mixed_precision_trains_and_predicts(
     make_policy, batch, observation, mode, training_noise, noise, monkeypatch
 ):
-    policy = make_policy(edit_mode=mode)
+    policy, noise = make_policy(edit_mode=mode), noise_for(mode, noise)
     expected = policy(**batch, **training_noise, **TIMES).loss
     with torch.autocast("cpu", torch.bfloat16):
         loss = policy(**batch, **training_noise, **TIMES).loss

@@ -263,11 +263,19 @@ class ImageWAMForActionPrediction(PolicyInputs, PolicyFiles, PreTrainedModel):
             num_inference_steps: Euler steps; the config's by default.
             generator: one for the batch, or one per sample. The image noise, if there is any, is drawn first.
             latents: `[B, H, action_dim]` initial action noise.
-            image_noise: `[B, N, C]` initial target noise; not in prefix mode.
+            image_noise: `[B, N, C]` initial target noise, for the modes in which actions see the target.
             context: a cache from `encode_context` or `encode_edit`; else `inputs` are encoded now.
             output_attentions: also return attention weights.
             **inputs: as for `encode_context`.
+
+        Raises:
+            ValueError: an input has the wrong shape or no use, or the layers' keys do not match for attentions.
         """
+        if image_noise is not None and self.config.edit_mode == "prefix":
+            raise ValueError(
+                "expected no image_noise in edit_mode='prefix', in which actions see no target, "
+                f"got {list(image_noise.shape)}"
+            )
         if output_attentions and not self.backbone.aligned_keys:
             raise ValueError(
                 f"no attentions from {self.backbone.family}: its layers have grids of tokens of their own, "
