@@ -9,6 +9,7 @@ from PIL import Image
 import tiny_longcat_image_edit
 from imagewam import ImageWAMForActionPrediction
 from imagewam.modeling.kv_cache import KVCache
+from imagewam.modeling.qwen2_5_vl import IMAGE_ID
 from imagewam.processing.prompt import check_prompt_format, tokenize
 
 INSTRUCTION = "open the drawer"
@@ -119,6 +120,15 @@ def test_codes_images_as_the_pipeline_does(pipeline, image):
     torch.testing.assert_close(backbone.decode_image(latents, grid), decoded, atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="multiples of 8, got 32 x 50"):
         backbone.encode_image(torch.zeros(1, 3, 32, 50))
+
+
+def test_prompts_must_be_the_same_up_to_the_image(pipeline):
+    own = {"text": "Follow {prompt} in <image>"}
+    with pytest.raises(ValueError, match="needs <image> in front of {prompt}, got 'Follow {prompt} in <image>'"):
+        make_policy(pipeline, prompt_format=own)
+    ids = torch.tensor([[5, 6, IMAGE_ID, 7], [5, IMAGE_ID, 6, 7]])
+    with pytest.raises(ValueError, match="the same up to the image's id"):
+        make_policy(pipeline).backbone.encode_instruction(ids, None, torch.zeros(2, 3, 56, 56))
 
 
 @torch.no_grad()

@@ -12,8 +12,10 @@ from transformers import ProcessorMixin, Qwen2_5_VLForConditionalGeneration
 
 from ..action_expert import AttentionGeometry
 from ..action_expert.longcat_image import LongCatImageActionExpert
+from ..image_prompt import check_image_comes_first
 from ..kv_cache import token_spans
 from ..qwen2_5_vl import IMAGE_ID, VISION_PIXELS, read_prompt
+from ..qwen3_vl import begin_of_user_turn
 from ..transformers.ovis_u1 import image_ids
 from .base import EditingBackbone, Option, TransformerCall, register_family
 
@@ -69,6 +71,10 @@ class LongCatImageEditBackbone(EditingBackbone):
     def build_transformer(self) -> LongCatImageTransformer2DModel:
         return LongCatImageTransformer2DModel.from_config(self.config.backbone["transformer"])
 
+    def prepare_transformer(self) -> None:
+        super().prepare_transformer()
+        check_image_comes_first(self.prompt_format["text"])
+
     @property
     def attention_layers(self) -> list[AttentionGeometry]:
         network = self.transformer.config
@@ -97,7 +103,7 @@ class LongCatImageEditBackbone(EditingBackbone):
         limits = self.config.backbone["vision_pixels"]
         text_encoder = self.frozen_part("text_encoder")
         hidden_states, mask = read_prompt(text_encoder, input_ids, attention_mask, pixel_values, limits)
-        start = int((input_ids[0] == IMAGE_ID).int().argmax())
+        _, start = begin_of_user_turn(input_ids)
         return hidden_states[:, start:], None if mask is None else mask[:, start:]
 
     def encode_image(self, pixel_values: Tensor) -> tuple[Tensor, tuple[int, int]]:
