@@ -13,6 +13,7 @@ from imagewam import ImageWAMConfig, ImageWAMForActionPrediction
 from imagewam.modeling.backbones import get_family
 from imagewam.modeling.backbones.joy_image_edit import to_items, to_tokens
 from imagewam.modeling.kv_cache import KVCache
+from imagewam.modeling.qwen2_5_vl import IMAGE_ID
 from imagewam.modeling.weight_copy import copy_editing_weights
 from imagewam.processing.prompt import check_prompt_format, tokenize
 from tiny_qwen3_vl import build_processor
@@ -112,6 +113,25 @@ def test_hands_over_what_the_pipeline_hands_over(policy, recorded, image):
         else:
             assert all(torch.equal(one, other) for one, other in zip(words, own_words, strict=True))
     assert recorded[0]["timestep"] == 1000 and recorded[1]["timestep"] < 1000  # 1000 is noise
+
+
+@torch.no_grad()
+def test_of_another_prompt_all_that_stands_in_the_images_turn_is_kept(pipeline, policy, image):
+    components = {**pipeline.components, "transformer": copy.deepcopy(pipeline.transformer)}
+    user = "<|im_start|>user\n"
+    own = ImageWAMForActionPrediction.from_editing_pipeline(
+        JoyImageEditPipeline(**components),
+        action_dim=4,
+        state_dim=0,
+        action_hidden_size=32,
+        backbone_options={"prompt_format": {"text": f"<|im_start|>system\nAct.<|im_end|>\n{user}<image>{{prompt}}"}},
+    )
+    states, mask = read(own, image)
+    num_visual = (64 // 16) * (96 // 16) + 2
+    words = own.backbone.tokenizer.tokenize(user) + own.backbone.tokenizer.tokenize(INSTRUCTION)
+    assert states.shape[1] == mask.sum() == len(words) + num_visual
+    with pytest.raises(ValueError, match="first 34 states of a prompt are dropped"):
+        policy.backbone.encode_instruction(torch.tensor([[5, IMAGE_ID, 7]]), None, pixels(image))
 
 
 @torch.no_grad()

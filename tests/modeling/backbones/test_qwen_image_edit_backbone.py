@@ -124,6 +124,30 @@ def test_hands_over_what_the_pipeline_hands_over(pipeline, image, small_images):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    "before", ["", "<|im_start|>user\n", "<|im_start|>system\nAct.<|im_end|>\n<|im_start|>user\n"]
+)
+def test_of_another_prompt_all_that_stands_in_the_images_turn_is_kept(pipeline, image, before):
+    text = before + "<image>{prompt}"
+    policy = make_policy(pipeline, backbone_options={"prompt_format": {"text": text}})
+    prompt_embeds, mask = policy.backbone.encode_instruction(**prompt_tokens(policy), pixel_values=pixels(image))
+    tokenizer = pipeline.tokenizer
+    kept = before[before.rindex("<|im_start|>") :] if before else ""
+    num_visual = (56 // 28) * (112 // 28) + 2
+    expected = len(tokenizer.tokenize(kept)) + num_visual + len(tokenizer.tokenize(INSTRUCTION))
+    assert prompt_embeds.shape[1] == mask.shape[1] == expected and mask.all()
+
+
+def test_a_prompt_that_would_be_dropped_with_its_image_is_an_error(pipeline, image):
+    policy = make_policy(pipeline)
+    own = make_policy(pipeline, backbone_options={"prompt_format": {"text": "<image>{prompt}"}})
+    with pytest.raises(ValueError, match="first 64 states of a prompt are dropped.*got it in place 0"):
+        policy.backbone.encode_instruction(**prompt_tokens(own), pixel_values=pixels(image))
+    with pytest.raises(ValueError, match="needs <image> in front of {prompt}"):
+        make_policy(pipeline, backbone_options={"prompt_format": {"text": "{prompt}<image>"}})
+
+
+@torch.no_grad()
 def test_times_of_the_pipeline_are_ours(pipeline, image, small_images):
     times = torch.cat([call["timestep"] for call in record_calls(pipeline, image, steps=4)])
     assert times[0] == 1 and (times.diff() < 0).all() and (times > 0).all()  # 1 is noise

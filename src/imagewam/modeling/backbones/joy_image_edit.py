@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import Qwen3VLForConditionalGeneration
 
 from ..action_expert import AttentionGeometry, JoyImageActionExpert
+from ..image_prompt import check_image_comes_first, num_dropped_states
 from ..kv_cache import KVCache, token_spans
 from ..qwen2_5_vl import IMAGE_ID
 from ..qwen3_vl import read_prompt
@@ -31,6 +32,8 @@ _SYSTEM_TURN = (
 @register_family
 class JoyImageEditBackbone(EditingBackbone):
     """`JoyImageEditPipeline`: hidden states of Qwen3-VL before its final norm, without those of the system turn.
+
+    A `prompt_format` with another system turn loses that one, up to the begin of the turn with the image.
 
     The text encoder sees the current image at the policy's own resolution, so it runs at every decision; height and
     width must be multiples of its visual tokens too. The pipeline first brings the image to about 1024² pixels, for
@@ -61,6 +64,7 @@ class JoyImageEditBackbone(EditingBackbone):
 
     def prepare_transformer(self) -> None:
         super().prepare_transformer()
+        check_image_comes_first(self.prompt_format["text"])
         network = self.transformer.config
         if list(network.patch_size) != [1, _PATCH, _PATCH]:
             raise ValueError(
@@ -105,7 +109,8 @@ class JoyImageEditBackbone(EditingBackbone):
     def encode_instruction(self, input_ids, attention_mask, pixel_values=None) -> tuple[Tensor, Tensor | None]:
         """Hidden states of the user's turn and what follows: `[B, L', text_dim]` with their mask."""
         states, mask = read_prompt(self.frozen_part("text_encoder"), input_ids, attention_mask, pixel_values)
-        start = self.num_template_tokens
+        text = self.prompt_format["text"]
+        start = num_dropped_states(input_ids, text, _SYSTEM_TURN, self.num_template_tokens)
         return states[:, start:], None if mask is None else mask[:, start:]
 
     def encode_image(self, pixel_values: Tensor) -> tuple[Tensor, tuple[int, int]]:

@@ -15,6 +15,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from ..action_expert import AttentionGeometry
 from ..action_expert.qwen_image import QwenImageActionExpert
+from ..image_prompt import check_image_comes_first, num_dropped_states
 from ..kv_cache import KVCache, LayerKV, token_spans
 from ..qwen2_5_vl import IMAGE_ID, VISION_PIXELS, read_prompt
 from .base import EditingBackbone, Option, TransformerCall, register_family
@@ -41,6 +42,8 @@ _PROMPT_FORMAT: dict[str, Any] = {
 class QwenImageEditBackbone(EditingBackbone):
     """`QwenImageEditPipeline`: last hidden states of Qwen2.5-VL, without those of the system turn.
 
+    A `prompt_format` with another system turn loses that one, up to the begin of the turn with the image.
+
     The text encoder sees the current image at the policy's own resolution, so it runs at every decision; the pipeline
     first brings the image to about 1024² pixels, for the text encoder as for the VAE.
 
@@ -65,6 +68,7 @@ class QwenImageEditBackbone(EditingBackbone):
 
     def prepare_transformer(self) -> None:
         super().prepare_transformer()
+        check_image_comes_first(self.prompt_format["text"])
         network = self.transformer.config
         for option in ("use_layer3d_rope", "use_additional_t_cond", "guidance_embeds"):
             if network[option]:
@@ -110,7 +114,8 @@ class QwenImageEditBackbone(EditingBackbone):
         limits = self.config.backbone["vision_pixels"]
         text_encoder = self.frozen_part("text_encoder")
         hidden_states, mask = read_prompt(text_encoder, input_ids, attention_mask, pixel_values, limits)
-        start = self.num_template_tokens
+        text = self.prompt_format["text"]
+        start = num_dropped_states(input_ids, text, _SYSTEM_TURN, self.num_template_tokens)
         return hidden_states[:, start:], None if mask is None else mask[:, start:]
 
     def encode_image(self, pixel_values: Tensor) -> tuple[Tensor, tuple[int, int]]:
