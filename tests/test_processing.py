@@ -128,6 +128,9 @@ def test_a_prompt_can_be_padded_to_its_greatest_length(tokenizer):
         ({"image_ids": [-300]}, "need each other"),
         ({"text": "no place"}, "needs '{prompt}' once"),
         ({"text": "{prompt}", "chat_template_kwargs": {}}, "no chat template beside it"),
+        ({"escape": "json"}, "escape is 'json' beside a text"),
+        ({"text": "{prompt}", "escape": "xml"}, "got 'xml'"),
+        ({"special_tokens": True}, "special_tokens go around a text without <image>"),
         ({"padding": "left"}, "'longest' or 'max_length', got 'left'"),
     ],
 )

@@ -1,5 +1,6 @@
 """From an instruction to token ids, in the form of prompt that the backbone's text encoder was trained with."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,14 @@ INSTRUCTION_TEMPLATE = (
 # What stands for the current image in a literal text.
 IMAGE_MARK = "<image>"
 
-_OPTIONAL_FIELDS: dict[str, Any] = {"text": None, "image_ids": None, "padding": "longest", "tokenizer_2": None}
+_OPTIONAL_FIELDS: dict[str, Any] = {
+    "text": None,
+    "escape": None,
+    "special_tokens": False,
+    "image_ids": None,
+    "padding": "longest",
+    "tokenizer_2": None,
+}
 PROMPT_FORMAT_FIELDS = {"chat_template_kwargs", "system_message", "content_parts", "max_length", *_OPTIONAL_FIELDS}
 
 
@@ -25,6 +33,8 @@ def check_prompt_format(prompt_format: Mapping[str, Any]) -> dict[str, Any]:
     - `max_length`: most tokens that a prompt may have.
     - `text`: the prompt spelt out around `{prompt}`, where no chat template writes it; None: the prompt alone. It may
       hold one `<image>`, where a text encoder that sees the image gets it.
+    - `escape`: "json" where `{prompt}` stands in a JSON string of the text, or None.
+    - `special_tokens`: whether the tokenizer puts its own first and last tokens around the text.
     - `image_ids`: the token ids that stand for `<image>`.
     - `padding`: "longest" of the batch, or "max_length", for the few checkpoints to which padding means something.
     - `tokenizer_2`: format of the same prompt for a second tokenizer, or None where one reads it.
@@ -39,6 +49,10 @@ def check_prompt_format(prompt_format: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"{IMAGE_MARK} in the text and image_ids need each other, got {text!r} and {prompt_format['image_ids']}"
         )
+    if prompt_format["escape"] not in (None, "json") or (prompt_format["escape"] and text is None):
+        raise ValueError(f"escape is 'json' beside a text, or None, got {prompt_format['escape']!r} and {text!r}")
+    if prompt_format["special_tokens"] and (text is None or IMAGE_MARK in text):
+        raise ValueError(f"special_tokens go around a text without {IMAGE_MARK}, got {text!r}")
     if prompt_format["padding"] not in ("longest", "max_length"):
         raise ValueError(f"padding is 'longest' or 'max_length', got {prompt_format['padding']!r}")
     if prompt_format["tokenizer_2"] is not None:
@@ -99,9 +113,11 @@ def _ids(tokenizer: Any, prompt: str, prompt_format: Mapping[str, Any]) -> list[
         return tokenizer(_chat(tokenizer, prompt, prompt_format), add_special_tokens=False)["input_ids"]
     if prompt_format["text"] is None:
         return tokenizer(prompt)["input_ids"]
+    if prompt_format["escape"] == "json":
+        prompt = json.dumps(prompt, ensure_ascii=False)[1:-1]
     # Words of an instruction are never taken for the mark: the text is cut before they come in.
     parts = [part.replace("{prompt}", prompt) for part in prompt_format["text"].split(IMAGE_MARK)]
-    ids, *after = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts)
+    ids, *after = (tokenizer(part, add_special_tokens=prompt_format["special_tokens"])["input_ids"] for part in parts)
     for part in after:
         ids = [*ids, *prompt_format["image_ids"], *part]
     return ids

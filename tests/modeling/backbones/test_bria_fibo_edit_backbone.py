@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import processors
 
 import tiny_bria_fibo_edit
 from imagewam import ImageWAMConfig, ImageWAMForActionPrediction
@@ -87,6 +88,19 @@ def test_hands_over_what_the_pipeline_hands_over(pipeline, image):
         assert torch.equal(target["timestep"], context["timestep"])
         assert set(recorded) - {"joint_attention_kwargs", "return_dict"} == set(context) == set(target)
         assert not recorded["joint_attention_kwargs"]  # nothing is padded
+
+
+@pytest.mark.parametrize("begins", [False, True], ids=["no first token", "a first token"])
+def test_prompts_are_json_of_any_instruction_with_the_tokenizers_first_token(pipeline, begins):
+    tokenizer = pipeline.tokenizer
+    if begins:
+        first = processors.TemplateProcessing(single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)])
+        tokenizer.backend_tokenizer.post_processor = first
+    words = 'open the "drawer" \\ twice\nand wait at the caf\u00e9'
+    prompt_format = check_prompt_format(make_backbone(pipeline).prompt_format)
+    ids = tokenize(tokenizer, [words], "{instruction}", prompt_format)["input_ids"][0].tolist()
+    assert json.loads(tokenizer.decode(ids[begins:])) == {"edit_instruction": words}
+    assert ids == tokenizer(json.dumps({"edit_instruction": words}, ensure_ascii=False))["input_ids"]
 
 
 @torch.no_grad()

@@ -53,6 +53,8 @@ class BriaFiboEditBackbone(EditingBackbone):
         "content_parts": False,
         "max_length": 3000,
         "text": '{"edit_instruction": "{prompt}"}',
+        "escape": "json",
+        "special_tokens": True,
     }
     options = {"num_text_states": Option(None)}
     action_expert_class = BriaFiboActionExpert
