@@ -14,6 +14,7 @@ from transformers import SmolLM3ForCausalLM
 
 from ..action_expert import AttentionGeometry, Flux1ActionExpert
 from ..kv_cache import token_spans
+from ..latents import channel_statistics
 from .base import EditingBackbone, Option, TransformerCall, register_family
 
 TARGET_PLANE, REFERENCE_PLANE, ACTION_PLANE = 0, 1, 2
@@ -113,13 +114,13 @@ class BriaFiboEditBackbone(EditingBackbone):
         """Mean of the VAE posterior of a video of one frame, normalised per channel."""
         vae, grid = self.frozen_part("vae"), self.grid_of(pixel_values)
         latents = vae.encode(pixel_values[:, :, None].to(vae.dtype)).latent_dist.mode()[:, :, 0]
-        mean, std = _latent_statistics(vae, latents)
+        mean, std = channel_statistics(vae, latents)
         return ((latents - mean) / std).flatten(2).transpose(1, 2).contiguous(), grid
 
     def decode_image(self, image_latents: Tensor, image_grid: tuple[int, int]) -> Tensor:
         vae = self.frozen_part("vae")
         latents = image_latents.to(vae.dtype).transpose(1, 2).unflatten(2, image_grid)
-        mean, std = _latent_statistics(vae, latents)
+        mean, std = channel_statistics(vae, latents)
         return vae.decode((latents * std + mean)[:, :, None], return_dict=False)[0][:, :, 0]
 
     def context_call(self, prompt_embeds, prompt_mask, image_latents, image_grid, timestep) -> TransformerCall:
@@ -165,11 +166,3 @@ def image_ids(grid: tuple[int, int], plane: int, device: torch.device) -> Tensor
     plane = torch.full((1,), plane, device=device)
     rows, columns = (torch.arange(n, device=device) for n in grid)
     return torch.cartesian_prod(plane, rows, columns)
-
-
-def _latent_statistics(vae: AutoencoderKLWan, latents: Tensor) -> list[Tensor]:
-    """Mean and standard deviation per channel, `[1, C, 1, 1]`."""
-    statistics = vae.config.latents_mean, vae.config.latents_std
-    return [
-        torch.tensor(values, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1) for values in statistics
-    ]

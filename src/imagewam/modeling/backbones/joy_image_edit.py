@@ -16,6 +16,8 @@ from transformers import Qwen3VLForConditionalGeneration
 from ..action_expert import AttentionGeometry, JoyImageActionExpert
 from ..image_prompt import check_image_comes_first, num_dropped_states
 from ..kv_cache import KVCache, token_spans
+from ..latents import channel_statistics, to_latents
+from ..latents import to_tokens as video_to_tokens
 from ..qwen2_5_vl import IMAGE_ID
 from ..qwen3_vl import read_prompt
 from .base import EditingBackbone, TransformerCall, register_family
@@ -117,13 +119,13 @@ class JoyImageEditBackbone(EditingBackbone):
         """Mean of the VAE posterior, normalised per channel, in 2x2 patches."""
         vae, grid = self.frozen_part("vae"), self.grid_of(pixel_values)
         latents = vae.encode(pixel_values.to(vae.dtype)[:, :, None]).latent_dist.mode()
-        mean, std = _latent_statistics(vae, latents)
+        mean, std = channel_statistics(vae, latents)
         return to_tokens(((latents - mean) / std)[:, None]), grid
 
     def decode_image(self, image_latents: Tensor, image_grid: tuple[int, int]) -> Tensor:
         vae = self.frozen_part("vae")
         latents = to_items(image_latents.to(vae.dtype), image_grid)[:, 0]
-        mean, std = _latent_statistics(vae, latents)
+        mean, std = channel_statistics(vae, latents)
         return vae.decode(latents * std + mean, return_dict=False)[0][:, :, 0]
 
     def context_call(self, prompt_embeds, prompt_mask, image_latents, image_grid, timestep) -> TransformerCall:
@@ -180,19 +182,9 @@ def _rotary_tables(network: JoyImageEditTransformer3DModel, vis_rope_size: list[
 
 def to_items(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """Tokens of images `[B, n · rows · columns, C]` -> latents `[B, n, C / 4, 1, 2 · rows, 2 · columns]`."""
-    latents = tokens.unflatten(1, (-1, *grid)).unflatten(-1, (-1, _PATCH, _PATCH))
-    latents = latents.permute(0, 1, 4, 2, 5, 3, 6)  # batch, image, channel, 2 of the height, 2 of the width
-    return latents.flatten(5, 6).flatten(3, 4)[:, :, :, None]
+    return to_latents(tokens, grid, _PATCH).transpose(1, 2)[:, :, :, None]
 
 
 def to_tokens(items: Tensor) -> Tensor:
     """Inverse of `to_items`."""
-    patches = items[:, :, :, 0].unflatten(4, (-1, _PATCH)).unflatten(3, (-1, _PATCH))
-    return patches.permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 6).flatten(1, 3)
-
-
-def _latent_statistics(vae: AutoencoderKLWan, latents: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of latents per channel, `[1, C, 1, 1, 1]`."""
-    return tuple(
-        latents.new_tensor(values).view(1, -1, 1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std)
-    )
+    return video_to_tokens(items[:, :, :, 0].transpose(1, 2), _PATCH)

@@ -29,6 +29,7 @@ from transformers import AutoTokenizer, ProcessorMixin, Qwen3VLForConditionalGen
 
 from ..action_expert import AttentionGeometry
 from ..kv_cache import KVCache, token_spans
+from ..latents import channel_statistics
 from ..qwen2_5_vl import IMAGE_ID
 from ..qwen3_vl import begin_of_user_turn, read_prompt
 from .base import EditingBackbone, Option, TransformerCall, register_family
@@ -159,14 +160,14 @@ class QwenImage21Backbone(EditingBackbone):
         if vae.config.in_channels == 4:
             pixels = torch.cat([pixels, torch.ones_like(pixels[:, :1])], dim=1)
         latents = vae.encode(pixels).latent_dist.mode()
-        mean, std = _latent_statistics(vae, latents)
+        mean, std = channel_statistics(vae, latents)
         return ((latents - mean) / std).flatten(2).transpose(1, 2).contiguous(), grid
 
     def decode_image(self, image_latents: Tensor, image_grid: tuple[int, int]) -> Tensor:
         """Without the alpha channel."""
         vae = self.frozen_part("vae")
         latents = image_latents.to(vae.dtype).transpose(1, 2).unflatten(2, (1, *image_grid))
-        mean, std = _latent_statistics(vae, latents)
+        mean, std = channel_statistics(vae, latents)
         return vae.decode(latents * std + mean, return_dict=False)[0][:, :3, 0]
 
     def context_call(self, prompt_embeds, prompt_mask, image_latents, image_grid, timestep) -> TransformerCall:
@@ -341,10 +342,3 @@ def _text_lengths(context: KVCache) -> Tensor:
     if context.key_mask is None:
         return torch.full((context.batch_size,), span.stop - span.start)
     return context.key_mask[:, span].sum(dim=1)
-
-
-def _latent_statistics(vae: AutoencoderKLQwenImage21, latents: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of latents per channel, `[1, C, 1, 1, 1]`."""
-    return tuple(
-        latents.new_tensor(values).view(1, -1, 1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std)
-    )

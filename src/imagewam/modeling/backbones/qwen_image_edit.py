@@ -8,7 +8,7 @@ reference (1, r, c), text (p, p, p) with p from half the longer side on, action 
 from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderKLQwenImage, DiffusionPipeline, QwenImageEditPipeline, QwenImageTransformer2DModel
+from diffusers import AutoencoderKLQwenImage, DiffusionPipeline, QwenImageTransformer2DModel
 from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
@@ -17,10 +17,12 @@ from ..action_expert import AttentionGeometry
 from ..action_expert.qwen_image import QwenImageActionExpert
 from ..image_prompt import check_image_comes_first, num_dropped_states
 from ..kv_cache import KVCache, LayerKV, token_spans
+from ..latents import channel_statistics, to_latents, to_tokens
 from ..qwen2_5_vl import IMAGE_ID, VISION_PIXELS, read_prompt
 from .base import EditingBackbone, Option, TransformerCall, register_family
 
 ACTION_INDEX = 2
+_PATCH = 2
 _ROPE_THETA = 10000
 _SYSTEM_TURN = (
     "<|im_start|>system\nDescribe the key features of the input image (color, shape, size, texture, objects, "
@@ -107,7 +109,7 @@ class QwenImageEditBackbone(EditingBackbone):
 
     @property
     def image_multiple(self) -> int:
-        return 2 * 2 ** len(self.frozen_part("vae").config.temperal_downsample)
+        return _PATCH * 2 ** len(self.frozen_part("vae").config.temperal_downsample)
 
     def encode_instruction(self, input_ids, attention_mask, pixel_values=None) -> tuple[Tensor, Tensor | None]:
         """Hidden states of image, instruction and all that follows: `[B, L', text_dim]` with their mask."""
@@ -122,14 +124,13 @@ class QwenImageEditBackbone(EditingBackbone):
         """Mean of the VAE posterior, normalised per channel, in 2x2 patches."""
         vae, grid = self.frozen_part("vae"), self.grid_of(pixel_values)
         latents = vae.encode(pixel_values.to(vae.dtype)[:, :, None]).latent_dist.mode()
-        mean, std = _latent_statistics(vae, latents)
-        return QwenImageEditPipeline._pack_latents(((latents - mean) / std).contiguous(), *_sizes(latents)), grid
+        mean, std = channel_statistics(vae, latents)
+        return to_tokens((latents - mean) / std, _PATCH), grid
 
     def decode_image(self, image_latents: Tensor, image_grid: tuple[int, int]) -> Tensor:
         vae = self.frozen_part("vae")
-        rows, columns = image_grid
-        latents = QwenImageEditPipeline._unpack_latents(image_latents.to(vae.dtype), 2 * rows, 2 * columns, 1)
-        mean, std = _latent_statistics(vae, latents)
+        latents = to_latents(image_latents.to(vae.dtype), image_grid, _PATCH)
+        mean, std = channel_statistics(vae, latents)
         return vae.decode(latents * std + mean, return_dict=False)[0][:, :, 0]
 
     def context_call(self, prompt_embeds, prompt_mask, image_latents, image_grid, timestep) -> TransformerCall:
@@ -199,16 +200,3 @@ class AbsentImageRope(QwenEmbedRope):
         parts = [first[index].expand(length, -1), row[:length], column[0].expand(length, -1)]
         rotations = torch.cat(parts, dim=1).repeat_interleave(2, dim=1).to(device)
         return rotations.real.contiguous(), rotations.imag.contiguous()
-
-
-def _sizes(latents: Tensor) -> tuple[int, int, int, int]:
-    """Batch, channels, height and width of `[B, C, 1, h, w]`."""
-    batch_size, channels, _, height, width = latents.shape
-    return batch_size, channels, height, width
-
-
-def _latent_statistics(vae: AutoencoderKLQwenImage, latents: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of latents per channel, `[1, C, 1, 1, 1]`."""
-    return tuple(
-        latents.new_tensor(values).view(1, -1, 1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std)
-    )

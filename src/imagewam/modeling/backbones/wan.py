@@ -17,6 +17,7 @@ from transformers import UMT5EncoderModel
 
 from ..action_expert import ActionExpert, AttentionGeometry, WanActionExpert
 from ..kv_cache import token_spans
+from ..latents import channel_statistics, to_latents, to_tokens
 from .base import EditingBackbone, Option, TransformerCall, register_family
 
 ROPE_THETA = 10000.0
@@ -143,8 +144,8 @@ class WanBackbone(EditingBackbone):
         """`[B, 3, T, H, W]` -> tokens `[B, F · rows · columns, C]`."""
         vae = self.frozen_part("vae")
         self.grid_of(video[:, :, 0])  # raises before the VAE would
-        mean, std = self._latent_statistics(video.device)
         latents = vae.encode(video.to(vae.dtype)).latent_dist.mode().float()
+        mean, std = channel_statistics(vae, latents)
         return to_tokens((latents - mean) * (1 / std), self._patch)
 
     def decode_image(self, image_latents: Tensor, image_grid: tuple[int, int]) -> Tensor:
@@ -157,13 +158,9 @@ class WanBackbone(EditingBackbone):
 
     def _decode_video(self, tokens: Tensor, image_grid: tuple[int, int]) -> Tensor:
         vae = self.frozen_part("vae")
-        mean, std = self._latent_statistics(tokens.device)
-        latents = to_latents(tokens.float(), image_grid, self._patch) * std + mean
-        return vae.decode(latents.to(vae.dtype), return_dict=False)[0]
-
-    def _latent_statistics(self, device: torch.device) -> list[Tensor]:
-        config = self.frozen_part("vae").config
-        return [torch.tensor(x, device=device).view(1, -1, 1, 1, 1) for x in (config.latents_mean, config.latents_std)]
+        latents = to_latents(tokens.float(), image_grid, self._patch)
+        mean, std = channel_statistics(vae, latents)
+        return vae.decode((latents * std + mean).to(vae.dtype), return_dict=False)[0]
 
     def context_call(self, prompt_embeds, prompt_mask, image_latents, image_grid, timestep) -> TransformerCall:
         text = self._padded_text(prompt_embeds, prompt_mask).to(self.transformer.dtype)
@@ -249,15 +246,3 @@ class VideoRotaryEmbedding(nn.Module):
 
 def _rotary(dim: int, positions: Tensor) -> tuple[Tensor, Tensor]:
     return get_1d_rotary_pos_embed(dim, positions, theta=ROPE_THETA, use_real=True, freqs_dtype=torch.float64)
-
-
-def to_tokens(latents: Tensor, patch: int) -> Tensor:
-    """`[B, C, F, H, W]` -> `[B, F · H/patch · W/patch, C · patch²]`."""
-    latents = latents.unflatten(4, (-1, patch)).unflatten(3, (-1, patch))
-    return latents.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(1, 3)
-
-
-def to_latents(tokens: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
-    """Inverse of `to_tokens`; `grid` is (rows, columns) of one frame."""
-    latents = tokens.unflatten(1, (-1, *grid)).unflatten(-1, (-1, patch, patch))
-    return latents.permute(0, 4, 1, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4)
