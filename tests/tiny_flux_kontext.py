@@ -10,7 +10,7 @@ from tokenizers import pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 from imagewam.modeling.backbones.flux_kontext import REFERENCE_INDEX, TARGET_INDEX
-from imagewam.modeling.transformers.ovis_u1 import image_ids
+from imagewam.modeling.image_positions import image_ids
 from imagewam.processing.prompt import INSTRUCTION_TEMPLATE
 
 

@@ -10,7 +10,8 @@ from tokenizers import processors
 
 import tiny_bria_fibo_edit
 from imagewam import ImageWAMConfig, ImageWAMForActionPrediction
-from imagewam.modeling.backbones.bria_fibo_edit import REFERENCE_PLANE, image_ids
+from imagewam.modeling.backbones.bria_fibo_edit import REFERENCE_PLANE
+from imagewam.modeling.image_positions import image_ids
 from imagewam.modeling.kv_cache import KVCache
 from imagewam.processing.prompt import check_prompt_format, tokenize
 

@@ -9,7 +9,8 @@ from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_mod
 from PIL import Image
 
 from imagewam.modeling.editing_pipelines.ovis_u1 import OvisU1Pipeline, decode_latents, encode_latents
-from imagewam.modeling.transformers.ovis_u1 import image_ids, pack_latents, unpack_latents
+from imagewam.modeling.image_positions import image_ids
+from imagewam.modeling.transformers.ovis_u1 import pack_latents, unpack_latents
 from imagewam.modeling.transformers.ovis_u1_condition import IMAGE_BEGIN_ID, IMAGE_END_ID, IMAGE_ID
 from tiny_ovis_u1 import pipeline as tiny_ovis_u1_pipeline
 

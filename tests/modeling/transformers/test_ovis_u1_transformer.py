@@ -6,13 +6,13 @@ from diffusers.models.transformers import transformer_flux
 from safetensors import safe_open
 
 from imagewam.hub.ovis_u1 import convert_ovis_u1_transformer
+from imagewam.modeling.image_positions import image_ids
 from imagewam.modeling.kv_cache import KVTap
 from imagewam.modeling.transformers import ovis_u1
 from imagewam.modeling.transformers.ovis_u1 import (
     CONDITION_INDEX,
     TARGET_INDEX,
     OvisU1Transformer2DModel,
-    image_ids,
     pack_latents,
     unpack_latents,
 )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import SmolLM3ForCausalLM
 
 from ..action_expert import AttentionGeometry, Flux1ActionExpert
+from ..image_positions import image_ids
 from ..kv_cache import token_spans
 from ..latents import channel_statistics
 from .base import EditingBackbone, Option, TransformerCall, register_family
@@ -159,10 +160,3 @@ class BriaFiboEditBackbone(EditingBackbone):
         num_states = pipeline.text_encoder.config.num_hidden_layers + 1
         num_blocks = len(pipeline.transformer.caption_projection)
         return {**super().backbone_config(pipeline), "num_text_states": min(num_states, num_blocks)}
-
-
-def image_ids(grid: tuple[int, int], plane: int, device: torch.device) -> Tensor:
-    """`[rows · columns, 3]` positions (plane, row, column), row-major."""
-    plane = torch.full((1,), plane, device=device)
-    rows, columns = (torch.arange(n, device=device) for n in grid)
-    return torch.cartesian_prod(plane, rows, columns)

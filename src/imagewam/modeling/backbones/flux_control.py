@@ -7,8 +7,8 @@ Tier C. Tokens are [instruction, state | canvas] in one call, and actions see th
 import torch
 from torch import Tensor, nn
 
+from ..image_positions import image_ids
 from ..kv_cache import token_spans
-from ..transformers.ovis_u1 import image_ids
 from .base import TransformerCall, register_family
 from .features import FeatureBackbone
 from .flux_kontext import TARGET_INDEX, FluxKontextBackbone

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, T5EncoderModel
 
 from ..action_expert import AttentionGeometry, Flux1ActionExpert
+from ..image_positions import image_ids
 from ..kv_cache import token_spans
-from ..transformers.ovis_u1 import image_ids
 from .base import EditingBackbone, Option, TransformerCall, register_family
 
 TARGET_INDEX, REFERENCE_INDEX, ACTION_INDEX = 0, 1, 2

@@ -12,11 +12,11 @@ from transformers import ProcessorMixin, Qwen2_5_VLForConditionalGeneration
 
 from ..action_expert import AttentionGeometry
 from ..action_expert.longcat_image import LongCatImageActionExpert
+from ..image_positions import image_ids
 from ..image_prompt import check_image_comes_first
 from ..kv_cache import token_spans
 from ..qwen2_5_vl import IMAGE_ID, VISION_PIXELS, read_prompt
 from ..qwen3_vl import begin_of_user_turn
-from ..transformers.ovis_u1 import image_ids
 from .base import EditingBackbone, Option, TransformerCall, register_family
 
 TARGET_KIND, REFERENCE_KIND, ACTION_KIND = 1, 2, 3

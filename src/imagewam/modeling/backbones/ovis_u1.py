@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from ..action_expert import AttentionGeometry, OvisU1ActionExpert
 from ..editing_pipelines.ovis_u1 import PROMPT_FORMAT, OvisU1Pipeline, decode_latents, encode_latents
+from ..image_positions import image_ids
 from ..kv_cache import token_spans
 from ..transformers.ovis_u1 import (
     CONDITION_INDEX,
     TARGET_INDEX,
     OvisU1Transformer2DModel,
-    image_ids,
     pack_latents,
     unpack_latents,
 )

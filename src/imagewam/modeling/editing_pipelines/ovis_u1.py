@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from transformers import Qwen2TokenizerFast
 
 from ...processing.prompt import check_prompt_format, tokenize
+from ..image_positions import image_ids
 from ..transformers.ovis_u1 import (
     CONDITION_INDEX,
     TARGET_INDEX,
     OvisU1Transformer2DModel,
-    image_ids,
     pack_latents,
     unpack_latents,
 )

@@ -47,12 +47,6 @@ def unpack_latents(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     return functional.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, grid), 2)
 
 
-def image_ids(grid: tuple[int, int], index: int, device: torch.device | str | None = None) -> Tensor:
-    """RoPE positions (index, row, column) of one image, `[rows * columns, 3]`; index 0: target, 1: condition."""
-    rows, columns = (torch.arange(size, device=device) for size in grid)
-    return torch.cartesian_prod(torch.full((1,), index, device=device), rows, columns)
-
-
 class OvisU1AttnProcessor:
     """Joint attention [text | image] with RoPE, or, without text, attention among the image tokens alone.
 
