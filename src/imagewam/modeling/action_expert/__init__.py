@@ -1,6 +1,6 @@
 """The action transformer, in the block form of each kind of backbone."""
 
-from .base import ActionExpert, AttentionGeometry
+from .base import ActionExpert, AttentionGeometry, double_then_single
 from .flux1 import Flux1ActionExpert
 from .flux2 import Flux2ActionExpert
 from .joy_image import JoyImageActionExpert
@@ -17,4 +17,5 @@ __all__ = [
     "OmniGen2ActionExpert",
     "OvisU1ActionExpert",
     "WanActionExpert",
+    "double_then_single",
 ]

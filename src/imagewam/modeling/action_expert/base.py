@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from diffusers.configuration_utils import FrozenDict
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor, nn
@@ -35,6 +36,13 @@ class AttentionGeometry:
     num_kv_heads: int
     head_dim: int
     form: Literal["double", "single", "image"] = "double"
+
+
+def double_then_single(network: FrozenDict) -> list[AttentionGeometry]:
+    """Layers of a network of FLUX's kind, told by its diffusers config: double blocks first, all heads alike."""
+    heads, head_dim = network.num_attention_heads, network.attention_head_dim
+    forms = ["double"] * network.num_layers + ["single"] * network.num_single_layers
+    return [AttentionGeometry(heads, heads, head_dim, form) for form in forms]
 
 
 class ActionExpert(nn.Module, ABC):

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKLWan, BriaFiboTransformer2DModel, DiffusionPip
 from torch import Tensor, nn
 from transformers import SmolLM3ForCausalLM
 
-from ..action_expert import AttentionGeometry, Flux1ActionExpert
+from ..action_expert import AttentionGeometry, Flux1ActionExpert, double_then_single
 from ..image_positions import image_ids
 from ..kv_cache import token_spans
 from ..latents import channel_statistics
@@ -83,10 +83,7 @@ class BriaFiboEditBackbone(EditingBackbone):
 
     @property
     def attention_layers(self) -> list[AttentionGeometry]:
-        network = self.transformer.config
-        heads, head_dim = network.num_attention_heads, network.attention_head_dim
-        forms = ["double"] * network.num_layers + ["single"] * network.num_single_layers
-        return [AttentionGeometry(heads, heads, head_dim, form) for form in forms]
+        return double_then_single(self.transformer.config)
 
     @property
     def text_dim(self) -> int:

@@ -14,7 +14,7 @@ from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
 from torch import Tensor, nn
 from transformers import Mistral3ForConditionalGeneration, Qwen3ForCausalLM
 
-from ..action_expert import AttentionGeometry
+from ..action_expert import AttentionGeometry, double_then_single
 from ..kv_cache import token_spans
 from .base import EditingBackbone, Option, TransformerCall, register_family
 
@@ -67,10 +67,7 @@ class Flux2KleinBackbone(EditingBackbone):
 
     @property
     def attention_layers(self) -> list[AttentionGeometry]:
-        network = self.transformer.config
-        heads, head_dim = network.num_attention_heads, network.attention_head_dim
-        forms = ["double"] * network.num_layers + ["single"] * network.num_single_layers
-        return [AttentionGeometry(heads, heads, head_dim, form) for form in forms]
+        return double_then_single(self.transformer.config)
 
     @property
     def text_dim(self) -> int:

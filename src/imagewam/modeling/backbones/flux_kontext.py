@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, FluxKontextPipeline, FluxTransformer2DModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, T5EncoderModel
 
-from ..action_expert import AttentionGeometry, Flux1ActionExpert
+from ..action_expert import AttentionGeometry, Flux1ActionExpert, double_then_single
 from ..image_positions import image_ids
 from ..kv_cache import token_spans
 from .base import EditingBackbone, Option, TransformerCall, register_family
@@ -55,10 +55,7 @@ class FluxKontextBackbone(EditingBackbone):
 
     @property
     def attention_layers(self) -> list[AttentionGeometry]:
-        network = self.transformer.config
-        heads, head_dim = network.num_attention_heads, network.attention_head_dim
-        forms = ["double"] * network.num_layers + ["single"] * network.num_single_layers
-        return [AttentionGeometry(heads, heads, head_dim, form) for form in forms]
+        return double_then_single(self.transformer.config)
 
     @property
     def text_dim(self) -> int:

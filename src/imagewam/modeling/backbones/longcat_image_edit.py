@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, LongCatImageEditPipeline
 from torch import Tensor, nn
 from transformers import ProcessorMixin, Qwen2_5_VLForConditionalGeneration
 
-from ..action_expert import AttentionGeometry
+from ..action_expert import AttentionGeometry, double_then_single
 from ..action_expert.longcat_image import LongCatImageActionExpert
 from ..image_positions import image_ids
 from ..image_prompt import check_image_comes_first
@@ -77,10 +77,7 @@ class LongCatImageEditBackbone(EditingBackbone):
 
     @property
     def attention_layers(self) -> list[AttentionGeometry]:
-        network = self.transformer.config
-        heads, head_dim = network.num_attention_heads, network.attention_head_dim
-        forms = ["double"] * network.num_layers + ["single"] * network.num_single_layers
-        return [AttentionGeometry(heads, heads, head_dim, form) for form in forms]
+        return double_then_single(self.transformer.config)
 
     @property
     def text_dim(self) -> int:
