@@ -158,6 +158,16 @@ def test_recipes_that_contradict_themselves_are_one_line(words, message):
         main(["train", str(CONFIGS / "imagewam-flux2-4b/libero/train.yaml"), "--dry_run", *words])
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_caches_are_filled_by_the_recipe_of_the_training(name):
+    """The first thing that is missing is the dataset, which no recipe names."""
+    words = ["cache", str(CONFIGS / name), "--cache_frames", "--use_cpu", "true"]
+    with pytest.raises(SystemExit, match="imagewam cache: no episodes to train on: give --dataset"):
+        main(words)
+    with pytest.raises(SystemExit, match="dry_run is the plan of a training"):
+        main([*words, "--dry_run"])
+
+
 def test_a_misspelt_entry_is_named(tmp_path):
     text = (CONFIGS / "imagewam-flux2-4b/libero/train.yaml").read_text()
     (tmp_path / "train.yaml").write_text(text.replace("learning_rate:", "lerning_rate:"))

@@ -1,7 +1,8 @@
 """`imagewam cache`: fill the caches that `imagewam train` with the same recipe reads, in a process of its own.
 
-A process that is stopped leaves what it had finished, and several may fill the same caches together. Where this runs
-on another kind of device than the training, name `frozen_dtype` in the recipe: it is part of what a cache is found by.
+A process that is stopped leaves what it had finished, and several may fill the same caches together. What the recipe
+says of GPUs, engine and plan is for the training alone. Where there is no GPU, give `--use_cpu true`, and the
+`--frozen_dtype` of the training (bfloat16 on a GPU): it is part of what a cache is found by.
 """
 
 from collections.abc import Sequence
@@ -14,14 +15,19 @@ from .cache_options import CacheOptions
 from .data_options import DataOptions
 from .options import parse_options
 from .policy_options import PolicyOptions
+from .recipe_options import RecipeOptions
 from .starting_policy import cast_frozen_parts, frozen_dtype, starting_policy
 
 
 def main(argv: Sequence[str]) -> None:
     """Fill them and say what was cached."""
-    data, options, caches, args = parse_options(
-        (DataOptions, PolicyOptions, CacheOptions, ImageWAMTrainingArguments), argv, "cache", __doc__
+    data, options, recipe, caches, args = parse_options(
+        (DataOptions, PolicyOptions, RecipeOptions, CacheOptions, ImageWAMTrainingArguments), argv, "cache", __doc__
     )
+    if recipe.dry_run:
+        raise ValueError(
+            "dry_run is the plan of a training, and no cache is filled by it: give it to `imagewam train`"
+        )
     if not (caches.cache_frames or caches.cache_instructions or data.precompute):
         raise ValueError("nothing to cache: give --cache_frames, --cache_instructions or --precompute")
     set_seed(args.seed)
