@@ -2,7 +2,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from imagewam.commands.options import parse_options, show_table
+from imagewam.commands.options import parse_options, parse_size, show_table
 
 
 @dataclass
@@ -58,7 +58,7 @@ def test_a_yaml_that_is_no_mapping_is_an_error(tmp_path):
         parse(str(path))
 
 
-@pytest.mark.parametrize("words", [["--rate", "fast"], ["--nonsense", "1"], []])
+@pytest.mark.parametrize("words", [["--rate", "fast"], ["--name", "x", "--nonsense", "1"], []])
 def test_wrong_options_end_with_usage(words, capsys):
     with pytest.raises(SystemExit) as caught:
         parse(*words)
@@ -72,6 +72,26 @@ def test_yaml_values_are_checked_like_options(tmp_path, capsys):
     with pytest.raises(SystemExit):
         parse(str(path))
     assert "invalid float value: 'fast'" in capsys.readouterr().err
+
+
+def test_a_yaml_behind_the_options_is_not_ignored(config, capsys):
+    with pytest.raises(SystemExit):
+        parse("--name", "x", config)
+    assert f"unexpected word '{config}': a YAML file is the first word, or follows" in capsys.readouterr().err
+
+
+def test_values_can_be_adjusted_before_they_are_checked(config):
+    def double(values):
+        values["rate"] *= 2
+
+    assert parse_options((Options,), [config, "--rate", "3"], "test", "", double)[0].rate == 6
+
+
+def test_sizes():
+    assert parse_size("224x448") == (224, 448)
+    for wrong in ("224", "224x", "x224", "224x-1", "2.5x3"):
+        with pytest.raises(ValueError, match=f"camera size '{wrong}' is not HEIGHTxWIDTH"):
+            parse_size(wrong)
 
 
 def test_tables_line_up(capsys):

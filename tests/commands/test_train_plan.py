@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 
 from imagewam.cli import main
+from imagewam.commands.options import parse_options
+from imagewam.commands.recipe_options import RecipeOptions
+from imagewam.commands.train import without_gpu_if_dry
 from imagewam.data.writer import LeRobotWriter
 from imagewam.demo.tiny_pipeline import build_tiny_pipeline
+from imagewam.training.arguments import ImageWAMTrainingArguments
 
 JOINTS = ["shoulder", "elbow"]
 EPISODES, LENGTH = 3, 8
@@ -79,6 +83,29 @@ def test_more_gpus_share_more(words, tmp_path):
 def test_runs_without_a_plan(words, tmp_path, more, message):
     with pytest.raises(SystemExit, match=message):
         plan(words, tmp_path, *more)
+
+
+@pytest.mark.parametrize(
+    ("entries", "words", "on_cpu"),
+    [
+        ("", [], False),
+        ("dry_run: true", [], True),
+        ("dry_run: true", ["--dry_run", "false"], False),
+        ("", ["--dry-run"], True),
+        ("", ["--dry_run=no"], False),
+    ],
+)
+def test_only_a_dry_run_leaves_the_gpu_alone(tmp_path, entries, words, on_cpu):
+    (tmp_path / "recipe.yaml").write_text(f"output_dir: {tmp_path}\n{entries}\n")
+    types = (RecipeOptions, ImageWAMTrainingArguments)
+    recipe, args = parse_options(types, [str(tmp_path / "recipe.yaml"), *words], "train", "", without_gpu_if_dry)
+    assert args.use_cpu == recipe.dry_run == on_cpu
+
+
+def test_a_recipe_in_half_precision_can_ask_for_its_plan_itself(words, tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text("dry_run: true\nbf16: true\n")
+    main(["train", str(tmp_path / "recipe.yaml"), *words])
+    assert "samples per epoch" in capsys.readouterr().out
 
 
 def test_what_the_policy_sees_must_be_known(words):

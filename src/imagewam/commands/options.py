@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,28 @@ def given_options(options: Any, names: Sequence[str]) -> list[str]:
     return [name for name in names if getattr(options, name) is not None]
 
 
+def parse_size(text: str) -> tuple[int, int]:
+    """ "224x448" -> (224, 448), height and width in pixels; ValueError for anything else."""
+    height, cross, width = text.partition("x")
+    if not (cross and height.isdigit() and width.isdigit()):
+        raise ValueError(f"camera size {text!r} is not HEIGHTxWIDTH")
+    return int(height), int(width)
+
+
 def parse_options(
-    dataclass_types: Sequence[type], argv: Sequence[str], command: str, description: str
+    dataclass_types: Sequence[type],
+    argv: Sequence[str],
+    command: str,
+    description: str,
+    adjust: Callable[[dict[str, Any]], None] | None = None,
 ) -> tuple[Any, ...]:
     """One instance of each dataclass.
 
     The YAML file is the first word of `argv`, or follows `--config`. Its entries become options in front of those of
     the command line, so both are checked in the same way and the latter override.
+
+    Args:
+        adjust: changes the values by option, defaults included, before the dataclasses are made of them.
 
     Raises:
         ValueError: the YAML file is none, or has keys that are no options.
@@ -38,7 +53,12 @@ def parse_options(
     parser.add_argument("config", nargs="?", metavar="config.yaml", help="YAML file with any of the options below")
     config, argv = _split_config(list(argv))
     options = _yaml_options(config, {action.dest for action in parser._actions} - {"help", "config"}) if config else []
-    return parser.parse_args_into_dataclasses([*options, *argv], look_for_args_file=False)[: len(dataclass_types)]
+    values = vars(parser.parse_args([*options, *argv]))
+    if stray := values.pop("config"):
+        parser.error(f"unexpected word {stray!r}: a YAML file is the first word, or follows --config")
+    if adjust is not None:
+        adjust(values)
+    return parser.parse_dict(values)
 
 
 def _split_config(argv: list[str]) -> tuple[str | None, list[str]]:

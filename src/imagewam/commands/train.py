@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,9 +39,10 @@ def main(argv: Sequence[str]) -> None:
     """Train, save policy and processor into the output folder, print held-out action errors; or print a plan."""
     data, policy_options, recipe, caches, args = parse_options(
         (DataOptions, PolicyOptions, RecipeOptions, CacheOptions, ImageWAMTrainingArguments),
-        _without_gpu_if_dry(argv),
+        argv,
         "train",
         __doc__,
+        without_gpu_if_dry,
     )
     if recipe.dry_run:
         plan = plan_training(data, policy_options, recipe, caches, args)
@@ -65,10 +67,10 @@ def main(argv: Sequence[str]) -> None:
             show_table(comparison(metrics, trainer.baselines))
 
 
-def _without_gpu_if_dry(argv: Sequence[str]) -> list[str]:
+def without_gpu_if_dry(values: dict[str, Any]) -> None:
     """A plan needs no GPU, but `TrainingArguments` refuse bf16 where there is none, unless told to use the CPU."""
-    dry = any(word.partition("=")[0] in ("--dry_run", "--dry-run") for word in argv)
-    return [*argv, "--use_cpu", "true"] if dry else list(argv)
+    if values["dry_run"]:
+        values["use_cpu"] = True
 
 
 def build_trainer(
