@@ -58,3 +58,8 @@ def test_all_readers_are_measured(root, tmp_path, capsys):
 def test_too_few_rows_are_told(root):
     with pytest.raises(SystemExit, match="two passes of 64 samples need as many rows.*has 21"):
         cli.main(["bench", "data", "--dataset", str(root), "--samples", "64"])
+
+
+def test_a_size_that_is_none_is_told(root):
+    with pytest.raises(SystemExit, match="camera size '16' is not HEIGHTxWIDTH"):
+        cli.main(["bench", "data", "--dataset", str(root), "--samples", "4", "--camera_size", "16"])

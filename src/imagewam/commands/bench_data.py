@@ -26,7 +26,7 @@ from ..data.frame_cache import CachedFrames
 from ..data.lerobot_dataset import LeRobotDataset
 from ..data.video import close_decoders
 from ..processing.camera_layout import CameraSpec
-from .options import option, parse_options
+from .options import option, parse_options, parse_size
 
 MIB = 2**20
 COLUMNS = (
@@ -235,11 +235,9 @@ def _rows(options: BenchDataOptions, dataset: LeRobotDataset) -> list[int]:
 
 
 def _cameras(options: BenchDataOptions, dataset: LeRobotDataset) -> list[CameraSpec]:
-    height, cross, width = options.camera_size.partition("x")
-    if not (cross and height.isdigit() and width.isdigit()):
-        raise ValueError(f"camera size {options.camera_size!r} is not HEIGHTxWIDTH")
+    height, width = parse_size(options.camera_size)
     names = options.cameras or dataset.camera_names
     for name in names:
         if dataset.features[dataset.camera_key(name)]["dtype"] != "video":
             raise ValueError(f"camera {name!r} of {dataset.root} is no video: there is no decoder to compare")
-    return [CameraSpec(name, int(height), int(width)) for name in names]
+    return [CameraSpec(name, height, width) for name in names]

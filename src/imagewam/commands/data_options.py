@@ -17,7 +17,7 @@ from ..processing.augmentation import ImageAugmentation
 from ..processing.camera_layout import CameraSpec
 from ..processing.contract import ActionSpec, PolicyContract, StateSpec
 from ..training.baselines import matching_state_index
-from .options import option
+from .options import option, parse_size
 from .recording_options import RecordingOptions
 
 Recording = LeRobotDataset | RenamedDataset
@@ -205,7 +205,7 @@ class DataOptions(RecordingOptions):
             raise ValueError(f"{len(sizes)} camera sizes for {len(names)} cameras: {sizes}, {names}")
         return [
             dataclasses.replace(camera, height=height, width=width)
-            for camera, (height, width) in zip(cameras, map(_parse_size, sizes), strict=True)
+            for camera, (height, width) in zip(cameras, map(parse_size, sizes), strict=True)
         ]
 
     def _relative_to_state(self, dataset: LeRobotDataset) -> tuple[int | None, ...] | None:
@@ -217,13 +217,6 @@ class DataOptions(RecordingOptions):
             missing = sorted(unknown or set(names) - set(dataset.state_names))
             raise ValueError(f"relative actions {missing} have no namesake among both states and actions")
         return tuple(dataset.state_names.index(name) if name in names else None for name in dataset.action_names)
-
-
-def _parse_size(text: str) -> tuple[int, int]:
-    height, cross, width = text.partition("x")
-    if not (cross and height.isdigit() and width.isdigit()):
-        raise ValueError(f"camera size {text!r} is not HEIGHTxWIDTH")
-    return int(height), int(width)
 
 
 def contract_options(contract: PolicyContract) -> dict[str, Any]:
