@@ -17,7 +17,7 @@ LENGTH = 8
 TASKS = ("lift the block", "push the block")
 
 
-def write_dataset(root, num_episodes, seed):
+def write_dataset(root, num_episodes, seed, tasks=TASKS):
     vector = {"dtype": "float32", "shape": [2], "names": ["shoulder", "elbow"]}
     image = {"dtype": "video", "shape": [16, 16, 3], "names": ["height", "width", "channels"]}
     features = {"observation.state": vector, "action": vector, "observation.images.front": image}
@@ -26,7 +26,7 @@ def write_dataset(root, num_episodes, seed):
         for episode in range(num_episodes):
             rows = {key: generator.uniform(0, 1, (LENGTH, 2)) for key in ("observation.state", "action")}
             rows["observation.images.front"] = generator.integers(0, 256, (LENGTH, 16, 16, 3), dtype=np.uint8)
-            writer.add_episode(rows, task=TASKS[episode % 2])
+            writer.add_episode(rows, task=tasks[episode % 2])
     return str(root)
 
 
@@ -64,10 +64,19 @@ def test_a_share_of_every_task_is_held_out_of_every_dataset(datasets):
 
 def test_tasks_and_lengths_choose_episodes(datasets):
     assert episodes(DataOptions(datasets, tasks=[TASKS[1]]).load()[0]) == [[1, 3], [1, 3, 5]]
-    with pytest.raises(ValueError, match="no episode has the tasks"):
-        DataOptions(datasets, tasks=["dance"]).load()
+    with pytest.raises(ValueError, match=r"no episode of .*part0, .*part1 has the tasks \['dance'\]; there are \['li"):
+        DataOptions(datasets, tasks=["dance", TASKS[0]]).load()
     with pytest.raises(ValueError, match="at least 9 frames"):
         DataOptions(datasets, min_episode_length=LENGTH + 1).load()
+
+
+def test_datasets_may_have_tasks_that_others_lack(datasets, tmp_path):
+    other = write_dataset(tmp_path / "other", 4, 5, tasks=(TASKS[1], "turn the block"))
+    both = [datasets[0], other]
+    assert episodes(DataOptions(both, tasks=["turn the block", TASKS[0]]).load()[0]) == [[0, 2], [1, 3]]
+    assert episodes(DataOptions(both, tasks=[TASKS[1]]).load()[0]) == [[1, 3], [0, 2]]
+    with pytest.raises(ValueError, match=r"part0 has none of the tasks \['turn the block'\], its own are \['lift"):
+        DataOptions(both, tasks=["turn the block"]).load()
 
 
 def test_idle_frames_start_no_training_sample_and_are_told(datasets, tmp_path, caplog):

@@ -1,7 +1,7 @@
 """Which recordings `imagewam train` trains on: datasets, their episodes and frames, and what is held out."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +32,7 @@ class RecordingOptions:
         "Share (0.1) or number (5) of each dataset's episodes to hold out, task by task, instead of eval_episodes."
     )
     split_seed: int = option("Chooses the episodes that `validation` holds out.", 0)
-    tasks: list[str] | None = option("Only episodes of these instructions, word for word.")
+    tasks: list[str] | None = option("Only episodes of these instructions, word for word; no dataset without any.")
     min_episode_length: int = option("Leave out episodes of fewer frames.", 1)
     nonidle_ranges: str | None = option("JSON file with the frames that training samples start from.")
     skip_bad_episodes: bool = option(
@@ -49,10 +49,14 @@ class RecordingOptions:
         """
         self._check()
         keep = read_nonidle_ranges(self.nonidle_ranges) if self.nonidle_ranges else None
+        datasets = {
+            source: read_metadata(source, None if Path(source).is_dir() else self.dataset_revision)
+            for source in self.dataset
+        }
+        tasks = self._tasks_of(datasets)
         train, held_out = [], []
-        for source in self.dataset:
-            metadata = read_metadata(source, None if Path(source).is_dir() else self.dataset_revision)
-            chosen, held = self._split(metadata, self._usable(metadata, cameras))
+        for source, metadata in datasets.items():
+            chosen, held = self._split(metadata, self._usable(metadata, tasks[source], cameras))
             train.append(LeRobotDataset(metadata, chosen, cameras=cameras, keep=keep))
             if held:
                 held_out.append(LeRobotDataset(metadata, held, cameras=cameras))
@@ -73,9 +77,33 @@ class RecordingOptions:
         if self.dataset_weights is not None and len(self.dataset_weights) != len(self.dataset):
             raise ValueError(f"{len(self.dataset_weights)} dataset_weights for {len(self.dataset)} datasets")
 
-    def _usable(self, metadata: LeRobotMetadata, cameras: Sequence[str] | None) -> list[int]:
+    def _tasks_of(self, datasets: Mapping[str, LeRobotMetadata]) -> dict[str, list[str] | None]:
+        """By dataset, those of `tasks` that it has; None for all of its own."""
+        if self.tasks is None:
+            return dict.fromkeys(datasets)
+        known = {
+            source: {task for episode in metadata.episode_tasks.values() for task in episode}
+            for source, metadata in datasets.items()
+        }
+        everywhere = set().union(*known.values())
+        if unknown := set(self.tasks) - everywhere:
+            raise ValueError(
+                f"no episode of {', '.join(datasets)} has the tasks {sorted(unknown)}; there are {sorted(everywhere)}"
+            )
+        chosen = {source: [task for task in self.tasks if task in known[source]] for source in datasets}
+        for source, tasks in chosen.items():
+            if not tasks:
+                raise ValueError(
+                    f"{source} has none of the tasks {self.tasks}, its own are {sorted(known[source])}: leave it out, "
+                    "or name one of them"
+                )
+        return chosen
+
+    def _usable(
+        self, metadata: LeRobotMetadata, tasks: Sequence[str] | None, cameras: Sequence[str] | None
+    ) -> list[int]:
         """Episodes of the tasks and length asked for, without the bad ones where those are to be left out."""
-        usable = select_episodes(metadata, self.tasks, self.min_episode_length)
+        usable = select_episodes(metadata, tasks, self.min_episode_length)
         if not self.skip_bad_episodes:
             return usable
         bad = find_bad_episodes(metadata, usable, cameras)
