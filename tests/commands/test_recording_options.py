@@ -86,18 +86,34 @@ def test_idle_frames_start_no_training_sample_and_are_told(datasets, tmp_path, c
     assert len(train) == 4 * LENGTH - 2 and "2 idle frames start no sample: {0: 2}" in caplog.text
 
 
-def test_bad_episodes_are_an_error_unless_they_are_to_be_left_out(tmp_path, caplog):
+@pytest.fixture
+def damaged(tmp_path):
+    """Three episodes, of which the second holds a NaN."""
     root = write_dataset(tmp_path / "bad", 3, seed=2)
     (table,) = (tmp_path / "bad" / "data").rglob("*.parquet")
     rows = pq.read_table(table).to_pylist()
     rows[LENGTH + 2]["action"] = [0.5, float("nan")]
     pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(table)), table)
+    return root
+
+
+def test_bad_episodes_are_an_error_unless_they_are_to_be_left_out(damaged, caplog):
+    root = damaged
     with pytest.raises(ValueError, match="'action' is nan in episode 1, frame 2"):
         compute_statistics(DataOptions([root]).load()[0], horizon=4)
     (train,), _ = DataOptions([root], skip_bad_episodes=True).load()
     assert list(train.episode_lengths) == [0, 2]
     assert "1 of 3 episodes are left out" in caplog.text and "'action' is nan in episode 1" in caplog.text
     assert np.isfinite(compute_statistics([train], horizon=4)["action"]["max"]).all()
+
+
+def test_only_the_chosen_episodes_are_looked_at_for_damage(damaged, caplog):
+    train, held_out = DataOptions([damaged], train_episodes="0", eval_episodes="2", skip_bad_episodes=True).load()
+    assert (episodes(train), episodes(held_out), caplog.text) == ([[0]], [[2]], "")
+    DataOptions([damaged], train_episodes="0:2", skip_bad_episodes=True).load()
+    assert "1 of 2 episodes are left out" in caplog.text
+    with pytest.raises(ValueError, match=r"no episode is left to hold out of \[1\]"):
+        DataOptions([damaged], eval_episodes="1", skip_bad_episodes=True).load()
 
 
 @pytest.mark.parametrize(

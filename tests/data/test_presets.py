@@ -4,8 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+from hub_server import REPO
 from PIL import Image
 
+from imagewam.commands.data_options import DataOptions
 from imagewam.data import ActionChunkDataset, LeRobotDataset, LeRobotWriter
 from imagewam.data.preset_fit import check_gripper, fit_preset
 from imagewam.data.presets import DATA_PRESETS, DUAL_ARM, LIBERO, ROBOTWIN
@@ -99,6 +101,23 @@ def test_cameras_can_be_named(tmp_path):
         fit_preset(LIBERO, dataset, ["front"])
     with pytest.raises(ValueError, match="has no camera 'side'"):
         fit_preset(LIBERO, dataset, ["front", "side"])
+
+
+@pytest.mark.parametrize("given", [{}, {"cameras": ["image", "front"]}])
+def test_only_the_cameras_of_the_preset_are_fetched(hub, tmp_path, given):
+    names = given.get("cameras", ["image", "wrist_image"])
+    hub.folder = write(tmp_path / "three", ["image", "wrist_image", "front"], MOTORS, MOTORS[:-1]).root
+    (dataset,), _ = DataOptions([REPO], data_preset="libero", **given).load()
+    assert len(dataset.frames("wrist", 0, [0, LENGTH - 1])) == 2
+    assert {path.name for path in (dataset.root / "videos").iterdir()} == {f"observation.images.{n}" for n in names}
+
+
+def test_cameras_that_the_preset_lacks_may_be_damaged(tmp_path):
+    root = write(tmp_path / "three", ["image", "wrist_image", "front"], MOTORS, MOTORS[:-1]).root
+    for path in (root / "videos" / "observation.images.front").rglob("*.mp4"):
+        path.unlink()
+    (dataset,), _ = DataOptions([str(root)], data_preset="libero", skip_bad_episodes=True).load()
+    assert list(dataset.episode_lengths) == [0]
 
 
 def test_the_simulators_gripper_is_not_taken_for_the_published_one(tmp_path):

@@ -9,8 +9,9 @@ from torch.utils.data import Dataset
 
 from ..data.augmented_dataset import AugmentedDataset
 from ..data.lerobot_dataset import LeRobotDataset
+from ..data.lerobot_metadata import LeRobotMetadata
 from ..data.mixture import MixtureDataset
-from ..data.preset_fit import check_gripper, fit_preset
+from ..data.preset_fit import check_gripper, find_cameras, fit_preset
 from ..data.presets import DATA_PRESETS, DataPreset
 from ..data.renamed_dataset import RenamedDataset
 from ..processing.augmentation import ImageAugmentation
@@ -81,7 +82,7 @@ class DataOptions(RecordingOptions):
         """
         if self.precompute:
             self.check_precomputable()
-        train, held_out = self.recordings(None if self.preset else self.cameras)
+        train, held_out = self.recordings(self._used_cameras)
         return [self._named(dataset) for dataset in train], [self._named(dataset) for dataset in held_out]
 
     def check_precomputable(self) -> None:
@@ -161,6 +162,12 @@ class DataOptions(RecordingOptions):
         """The options of `CONTRACT` that were given, or that the preset stands for."""
         by_preset = () if self.preset is None else PRESET_OPTIONS
         return [name for name in self.CONTRACT if name in by_preset or getattr(self, name) is not None]
+
+    def _used_cameras(self, metadata: LeRobotMetadata) -> list[str] | None:
+        """The dataset's names of the cameras that the policy sees; None for all."""
+        if self.preset is None:
+            return self.cameras
+        return list(find_cameras(self.preset, metadata, self.cameras).values())
 
     def _named(self, dataset: LeRobotDataset) -> Recording:
         """The dataset under the preset's names."""

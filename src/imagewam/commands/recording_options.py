@@ -1,7 +1,7 @@
 """Which recordings `imagewam train` trains on: datasets, their episodes and frames, and what is held out."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,13 +36,20 @@ class RecordingOptions:
     min_episode_length: int = option("Leave out episodes of fewer frames.", 1)
     nonidle_ranges: str | None = option("JSON file with the frames that training samples start from.")
     skip_bad_episodes: bool = option(
-        "Read every frame first, and leave out the episodes that cannot be read; each is named with its reason.", False
+        "Read every frame of the chosen episodes and cameras first, and leave out the episodes that cannot be read; "
+        "each is named with its reason.",
+        False,
     )
     dataset_repo: str | None = option("Name under which the contract remembers the dataset (the repository's).")
     dataset_revision: str | None = option("Its revision: branch, tag or commit of a repository.")
 
-    def recordings(self, cameras: Sequence[str] | None = None) -> tuple[list[LeRobotDataset], list[LeRobotDataset]]:
+    def recordings(
+        self, cameras: Callable[[LeRobotMetadata], Sequence[str] | None]
+    ) -> tuple[list[LeRobotDataset], list[LeRobotDataset]]:
         """Training and held-out episodes, one entry per dataset that has some; only what they need is fetched.
+
+        Args:
+            cameras: names those of a dataset that are used; None for all.
 
         Raises:
             ValueError: there are none, they overlap, or options contradict one another.
@@ -56,10 +63,11 @@ class RecordingOptions:
         tasks = self._tasks_of(datasets)
         train, held_out = [], []
         for source, metadata in datasets.items():
-            chosen, held = self._split(metadata, self._usable(metadata, tasks[source], cameras))
-            train.append(LeRobotDataset(metadata, chosen, cameras=cameras, keep=keep))
+            used = cameras(metadata)
+            chosen, held = self._split(metadata, tasks[source], used)
+            train.append(LeRobotDataset(metadata, chosen, cameras=used, keep=keep))
             if held:
-                held_out.append(LeRobotDataset(metadata, held, cameras=cameras))
+                held_out.append(LeRobotDataset(metadata, held, cameras=used))
             if dropped := {index: count for index, count in train[-1].dropped_frames.items() if count}:
                 logger.warning("%s: %d idle frames start no sample: %s", source, sum(dropped.values()), dropped)
         return train, held_out
@@ -99,26 +107,19 @@ class RecordingOptions:
                 )
         return chosen
 
-    def _usable(
+    def _split(
         self, metadata: LeRobotMetadata, tasks: Sequence[str] | None, cameras: Sequence[str] | None
-    ) -> list[int]:
-        """Episodes of the tasks and length asked for, without the bad ones where those are to be left out."""
-        usable = select_episodes(metadata, tasks, self.min_episode_length)
-        if not self.skip_bad_episodes:
-            return usable
-        bad = find_bad_episodes(metadata, usable, cameras)
-        if bad:
-            reasons = "\n".join(f"  {index}: {reason}" for index, reason in bad.items())
-            logger.warning("%s: %d of %d episodes are left out:\n%s", metadata.root, len(bad), len(usable), reasons)
-        if len(bad) == len(usable):
-            raise ValueError(f"{metadata.root}: none of {len(usable)} episodes can be read")
-        return [index for index in usable if index not in bad]
-
-    def _split(self, metadata: LeRobotMetadata, usable: list[int]) -> tuple[list[int], list[int]]:
-        """(to train on, held out) of the usable episodes."""
+    ) -> tuple[list[int], list[int]]:
+        """(to train on, held out), of the tasks and length asked for, without bad ones if those are to be left out."""
         train, held_out = parse_episodes(self.train_episodes), parse_episodes(self.eval_episodes)
         for part in (train, held_out):
             metadata.named(part)
+        usable = select_episodes(metadata, tasks, self.min_episode_length)
+        if train is not None and not self.validation:  # which draws from all
+            named = {*train, *(held_out or ())}
+            usable = [index for index in usable if index in named]
+        if self.skip_bad_episodes and usable:
+            usable = _readable(metadata, usable, cameras)
         if self.validation:
             described = SimpleNamespace(
                 episode_lengths={index: metadata.episode_lengths[index] for index in usable},
@@ -132,7 +133,20 @@ class RecordingOptions:
         chosen, held = ([index for index in part if index in set(usable)] for part in (train, held_out or ()))
         if not chosen:
             raise ValueError(f"{metadata.root}: no episode is left to train on")
+        if held_out and not held:
+            raise ValueError(f"{metadata.root}: no episode is left to hold out of {held_out}")
         return chosen, held
+
+
+def _readable(metadata: LeRobotMetadata, episodes: list[int], cameras: Sequence[str] | None) -> list[int]:
+    """Those that can be read whole; the others are told. ValueError where none can."""
+    bad = find_bad_episodes(metadata, episodes, cameras)
+    if bad:
+        reasons = "\n".join(f"  {index}: {reason}" for index, reason in bad.items())
+        logger.warning("%s: %d of %d episodes are left out:\n%s", metadata.root, len(bad), len(episodes), reasons)
+    if len(bad) == len(episodes):
+        raise ValueError(f"{metadata.root}: none of {len(episodes)} episodes can be read")
+    return [index for index in episodes if index not in bad]
 
 
 def _share_or_number(text: str) -> float | int:

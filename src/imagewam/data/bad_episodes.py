@@ -5,7 +5,6 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from .features import camera_features
 from .lerobot_dataset import LeRobotDataset
 from .lerobot_metadata import LeRobotMetadata, read_metadata
 
@@ -33,9 +32,8 @@ def find_bad_episodes(
         ConnectionError: the Hub cannot be reached, which says nothing about an episode.
     """
     metadata = source if isinstance(source, LeRobotMetadata) else read_metadata(source, revision, token)
-    known = camera_features(metadata.features)
-    if cameras is not None and (unknown := set(cameras) - set(known)):
-        raise ValueError(f"{metadata.root} has no cameras {sorted(unknown)}; it has {sorted(known)}")
+    if cameras is not None and (unknown := set(cameras) - set(metadata.camera_names)):
+        raise ValueError(f"{metadata.root} has no cameras {sorted(unknown)}; it has {sorted(metadata.camera_names)}")
     indices = [episode.index for episode in metadata.named(episodes)]
     bad = {}
     for index in tqdm(indices, desc="Reading every frame", unit="episode", delay=2):

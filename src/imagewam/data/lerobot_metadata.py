@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .episodes import Episode, VideoSpan
+from .features import camera_features
 from .hub_source import DatasetSource, open_source
 from .metadata_checks import check_episodes, check_spans
 from .metadata_files import Record, parquet_columns, read_json, read_jsonl, read_parquet
@@ -24,6 +25,10 @@ class LeRobotMetadata(DatasetSource):
     tasks: dict[int, str]
     episodes: dict[int, Episode]
     fingerprint: str
+
+    @property
+    def camera_names(self) -> tuple[str, ...]:
+        return tuple(camera_features(self.features))
 
     @property
     def episode_lengths(self) -> dict[int, int]:

@@ -6,6 +6,7 @@ import numpy as np
 
 from .features import vector_size
 from .lerobot_dataset import ACTION_KEY, STATE_KEY, LeRobotDataset
+from .lerobot_metadata import LeRobotMetadata
 from .presets import DataPreset
 from .renamed_dataset import RenamedDataset
 
@@ -19,7 +20,7 @@ def fit_preset(
     """The dataset under the preset's names.
 
     Args:
-        cameras: the dataset's names of the preset's cameras, in order; by default found by `camera_sources`.
+        cameras: see `find_cameras`.
         turned: turn every image by 180 degrees on reading.
 
     Raises:
@@ -27,8 +28,32 @@ def fit_preset(
     """
     expected = {STATE_KEY: preset.state.names, ACTION_KEY: preset.action.names}
     features = {key: _find_vector(preset, dataset, key, names) for key, names in expected.items()}
-    found = _find_cameras(preset, dataset) if cameras is None else _given_cameras(preset, dataset, cameras)
+    found = find_cameras(preset, dataset, cameras)
     return RenamedDataset(dataset, found, features, {} if preset.keeps_names else expected, turned)
+
+
+def find_cameras(
+    preset: DataPreset, dataset: LeRobotDataset | LeRobotMetadata, cameras: Sequence[str] | None = None
+) -> dict[str, str]:
+    """The dataset's camera by the preset's name, in the preset's order.
+
+    Args:
+        cameras: the dataset's names of the preset's cameras, in order; by default found by `camera_sources`.
+
+    Raises:
+        ValueError: there are none, or several; says what the dataset has and what the preset expects.
+    """
+    sources = {camera.name: names for camera, names in zip(preset.cameras, preset.camera_sources, strict=True)}
+    if cameras is not None:
+        return _given_cameras(preset, dataset, cameras)
+    found = {name: [camera for camera in dataset.camera_names if camera in sources[name]] for name in sources}
+    if any(len(matches) != 1 for matches in found.values()):
+        expected = "; ".join(f"{name}: {' or '.join(names)}" for name, names in sources.items())
+        raise ValueError(
+            f"preset {preset.name} expects one camera each ({expected}), {dataset.root} has "
+            f"{list(dataset.camera_names)}: name them with --cameras, in the order {list(sources)}"
+        )
+    return {name: matches[0] for name, matches in found.items()}
 
 
 def check_gripper(preset: DataPreset, dataset: RenamedDataset) -> None:
@@ -64,23 +89,13 @@ def _find_vector(preset: DataPreset, dataset: LeRobotDataset, key: str, names: S
     return found
 
 
-def _find_cameras(preset: DataPreset, dataset: LeRobotDataset) -> dict[str, str]:
-    """The dataset's camera by the preset's name."""
-    sources = {camera.name: names for camera, names in zip(preset.cameras, preset.camera_sources, strict=True)}
-    found = {name: [camera for camera in dataset.camera_names if camera in sources[name]] for name in sources}
-    if any(len(matches) != 1 for matches in found.values()):
-        expected = "; ".join(f"{name}: {' or '.join(names)}" for name, names in sources.items())
-        raise ValueError(
-            f"preset {preset.name} expects one camera each ({expected}), {dataset.root} has "
-            f"{list(dataset.camera_names)}: name them with --cameras, in the order {list(sources)}"
-        )
-    return {name: matches[0] for name, matches in found.items()}
-
-
-def _given_cameras(preset: DataPreset, dataset: LeRobotDataset, cameras: Sequence[str]) -> dict[str, str]:
+def _given_cameras(
+    preset: DataPreset, dataset: LeRobotDataset | LeRobotMetadata, cameras: Sequence[str]
+) -> dict[str, str]:
     names = [camera.name for camera in preset.cameras]
     if len(cameras) != len(names):
         raise ValueError(f"preset {preset.name} has the cameras {names}, given are {list(cameras)}")
     for camera in cameras:
-        dataset.camera_key(camera)
+        if camera not in dataset.camera_names:
+            raise ValueError(f"{dataset.root} has no camera {camera!r}; it has {list(dataset.camera_names)}")
     return dict(zip(names, cameras, strict=True))
