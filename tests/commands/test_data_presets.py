@@ -1,5 +1,7 @@
 """`--data_preset` in training: what it fills in, what wins over it, and that a run with it resumes."""
 
+import dataclasses
+
 import datasets
 import numpy as np
 import pytest
@@ -79,6 +81,21 @@ def test_explicit_options_win(libero):
     assert (made.horizon, made.state.normalization, made.action.normalization) == (4, "mean_std", "min_max")
     assert made.action.gripper == "1 closes" and made.dataset["repo"] == "me/libero"
     assert made.state.rotation == "axis_angle"
+
+
+def test_a_contract_without_a_dataset_has_the_same_options(libero):
+    given = dict(layout="horizontal", camera_sizes=["16x32", "16x24"], turn_images=True, horizon=4, gripper="1 closes")
+    given |= dict(state_normalization="mean_std", action_normalization="quantiles", dataset_repo="me/libero")
+    planned = DataOptions(data_preset="libero", **given).contract(None)
+    assert planned == dataclasses.replace(contract(options(libero, **given)), fps=None)
+    assert (planned.state.normalization, planned.action.gripper) == ("mean_std", "1 closes")
+    with pytest.raises(ValueError, match="layout 'single'"):
+        DataOptions(data_preset="libero", layout="single").contract(None)
+    assert DataOptions(data_preset="robotwin", relative_actions=["all"]).contract(None).action.relative_to_state == (
+        *range(14),
+    )
+    with pytest.raises(ValueError, match="give --data_preset, or --dataset"):
+        DataOptions().contract(None)
 
 
 def test_the_policys_preset_may_ask_for_longer_chunks(libero):

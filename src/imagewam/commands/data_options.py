@@ -94,41 +94,40 @@ class DataOptions(RecordingOptions):
         if len(self.dataset or ()) > 1:
             raise ValueError("--precompute is for one dataset; several have --cache_frames and --cache_instructions")
 
-    def contract(self, dataset: Recording, horizon: int | None = None) -> PolicyContract:
+    def contract(self, dataset: Recording | None, horizon: int | None = None) -> PolicyContract:
         """The contract of a policy that is trained on this dataset, as `load` gives it, with these options.
 
-        Of several datasets any will do: they are of one robot.
+        Of several datasets any will do: they are of one robot. For a plan without any, names are the preset's own and
+        the frame rate is unknown.
 
         Args:
             horizon: where the options name none; by default the preset's, or 16.
+
+        Raises:
+            ValueError: neither dataset nor preset, or options that do not fit them.
         """
         default = self.preset.contract() if self.preset else self._unpreset_contract(dataset)
+        states = default.state.names if dataset is None else dataset.state_names
+        actions = default.action.names if dataset is None else dataset.action_names
         return PolicyContract(
             cameras=self._cameras(default.cameras),
             layout=self.layout or default.layout,
             state=dataclasses.replace(
                 default.state,
-                names=dataset.state_names,
+                names=states,
                 normalization=self.state_normalization or default.state.normalization,
             ),
             action=dataclasses.replace(
                 default.action,
-                names=dataset.action_names,
+                names=actions,
                 normalization=self.action_normalization or default.action.normalization,
-                relative_to_state=self._relative_to_state(dataset),
+                relative_to_state=self._relative_to_state(states, actions),
                 gripper=self.gripper or default.action.gripper,
             ),
-            fps=dataset.fps,
+            fps=None if dataset is None else dataset.fps,
             horizon=self.horizon or horizon or default.horizon,
             dataset=self._dataset_name(dataset),
         )
-
-    def preset_contract(self, horizon: int | None = None) -> PolicyContract:
-        """The same with the preset's own names, for plans without a dataset; ValueError without a preset."""
-        if self.preset is None:
-            raise ValueError("a plan needs to know what the policy sees: give --data_preset, or --dataset")
-        default = self.preset.contract(horizon=self.horizon or horizon)
-        return dataclasses.replace(default, cameras=tuple(self._cameras(default.cameras)))
 
     def mixed(self, parts: Sequence[Dataset], seed: int) -> Dataset:
         """The samples of all datasets, by their weights if there are any.
@@ -179,15 +178,17 @@ class DataOptions(RecordingOptions):
             check_gripper(self.preset, renamed)
         return renamed
 
-    def _dataset_name(self, dataset: Recording) -> dict[str, str | None] | None:
+    def _dataset_name(self, dataset: Recording | None) -> dict[str, str | None] | None:
         """What the contract remembers; nothing of several datasets unless the options name them."""
         if self.dataset_repo:
             return {"repo": self.dataset_repo, "revision": self.dataset_revision}
-        if dataset.repo is None or len(self.dataset) > 1:
+        if dataset is None or dataset.repo is None or len(self.dataset) > 1:
             return None
         return {"repo": dataset.repo, "revision": dataset.revision}
 
-    def _unpreset_contract(self, dataset: LeRobotDataset) -> PolicyContract:
+    def _unpreset_contract(self, dataset: Recording | None) -> PolicyContract:
+        if dataset is None:
+            raise ValueError("a plan needs to know what the policy sees: give --data_preset, or --dataset")
         names = self.cameras or dataset.camera_names
         return PolicyContract(
             cameras=tuple(CameraSpec(name, 224, 224) for name in names),
@@ -215,15 +216,15 @@ class DataOptions(RecordingOptions):
             for camera, (height, width) in zip(cameras, map(parse_size, sizes), strict=True)
         ]
 
-    def _relative_to_state(self, dataset: LeRobotDataset) -> tuple[int | None, ...] | None:
+    def _relative_to_state(self, states: Sequence[str], actions: Sequence[str]) -> tuple[int | None, ...] | None:
         if not self.relative_actions:
             return None
-        names = dataset.action_names if self.relative_actions == ["all"] else self.relative_actions
-        unknown = set(names) - set(dataset.action_names)
-        if unknown or matching_state_index(dataset.state_names, names) is None:
-            missing = sorted(unknown or set(names) - set(dataset.state_names))
+        names = actions if self.relative_actions == ["all"] else self.relative_actions
+        unknown = set(names) - set(actions)
+        if unknown or matching_state_index(states, names) is None:
+            missing = sorted(unknown or set(names) - set(states))
             raise ValueError(f"relative actions {missing} have no namesake among both states and actions")
-        return tuple(dataset.state_names.index(name) if name in names else None for name in dataset.action_names)
+        return tuple(states.index(name) if name in names else None for name in actions)
 
 
 def contract_options(contract: PolicyContract) -> dict[str, Any]:

@@ -163,7 +163,7 @@ def _contract(data: DataOptions, policy: PolicyOptions) -> tuple[PolicyContract,
         train, _ = data.load()
         return data.contract(train[0], horizon), sum(map(len, train)), f"dataset {', '.join(data.dataset)}"
     samples, source = KNOWN_SAMPLES.get(data.data_preset, (None, "give --dataset for the step plan"))
-    return data.preset_contract(horizon), samples, source
+    return data.contract(None, horizon), samples, source
 
 
 def _precision(policy: PolicyOptions, args: TrainingArguments, engine: str) -> Precision:
