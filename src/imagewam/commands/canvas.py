@@ -10,6 +10,7 @@ from ..atomic import atomic_file
 from ..data.action_chunks import ActionChunkDataset
 from ..data.contact_sheet import contact_sheet
 from ..processing.camera_layout import CameraLayout
+from ..processing.contract import PolicyContract
 from .data_options import DataOptions
 from .options import option, parse_options
 
@@ -31,11 +32,9 @@ def main(argv: Sequence[str]) -> None:
     """Write the picture: now and target, plain, then augmented if the options or the preset have an augmentation."""
     words = ["--dataset", *argv] if argv and not argv[0].startswith("-") else argv
     data, options = parse_options((DataOptions, CanvasOptions), words, "canvas", __doc__)
+    contract = checkpoint_contract(data, options.checkpoint) if options.checkpoint else None
     (dataset, *_), _ = data.load()
-    if options.checkpoint:
-        contract = ImageWAMProcessor.from_pretrained(options.checkpoint).contract
-    else:
-        contract = data.contract(dataset)
+    contract = contract or data.contract(dataset)
     samples = ActionChunkDataset(dataset, contract.horizon, [camera.name for camera in contract.cameras])
     indices = np.linspace(0, len(samples) - 1, options.samples + 2)[1:-1].round().astype(int).tolist()
     layout = CameraLayout(contract.cameras, contract.layout)
@@ -43,3 +42,12 @@ def main(argv: Sequence[str]) -> None:
     with atomic_file(options.output) as path:
         sheet.save(path)
     print(f"written: {options.output}, {layout.canvas_size[0]} x {layout.canvas_size[1]} pixels per canvas")
+
+
+def checkpoint_contract(data: DataOptions, checkpoint: str) -> PolicyContract:
+    """The contract of a policy; ValueError where the options say that it sees something else."""
+    if settled := data.settled_by_checkpoint:
+        raise ValueError(f"{', '.join(settled)}: already settled by the checkpoint {checkpoint}")
+    contract = ImageWAMProcessor.from_pretrained(checkpoint).contract
+    data.check_policy(contract, checkpoint)
+    return contract

@@ -11,17 +11,15 @@ from ..data.augmented_dataset import AugmentedDataset
 from ..data.lerobot_dataset import LeRobotDataset
 from ..data.lerobot_metadata import LeRobotMetadata
 from ..data.mixture import MixtureDataset
-from ..data.preset_fit import check_gripper, find_cameras, fit_preset
+from ..data.preset_fit import Recording, check_policy, find_cameras, fit_recording
 from ..data.presets import DATA_PRESETS, DataPreset
-from ..data.renamed_dataset import RenamedDataset
 from ..processing.augmentation import ImageAugmentation
 from ..processing.camera_layout import CameraSpec
 from ..processing.contract import ActionSpec, PolicyContract, StateSpec
 from ..training.baselines import matching_state_index
-from .options import option, parse_size
+from .options import given_options, option, parse_size
 from .recording_options import RecordingOptions
 
-Recording = LeRobotDataset | RenamedDataset
 Recordings = list[Recording]
 
 # What a preset settles, of `DataOptions.CONTRACT`.
@@ -129,6 +127,16 @@ class DataOptions(RecordingOptions):
             dataset=self._dataset_name(dataset),
         )
 
+    def check_policy(self, contract: PolicyContract, policy: str) -> None:
+        """Raise ValueError if there is a preset whose dataset a policy would see otherwise than it learned to.
+
+        Args:
+            contract: the policy's.
+            policy: its name, for the message.
+        """
+        if self.preset is not None:
+            check_policy(self.preset, contract, policy, self.turn_images, self.rotate_180, self.gripper)
+
     def mixed(self, parts: Sequence[Dataset], seed: int) -> Dataset:
         """The samples of all datasets, by their weights if there are any.
 
@@ -157,6 +165,15 @@ class DataOptions(RecordingOptions):
         return None if name in (None, "none") else DATA_PRESETS[name].augmentation
 
     @property
+    def settled_by_checkpoint(self) -> list[str]:
+        """The options of `CONTRACT` that were given and have no say beside a checkpoint.
+
+        With a preset, `cameras`, `rotate_180` and `gripper` say what the dataset has.
+        """
+        allowed = () if self.preset is None else ("cameras", "rotate_180", "gripper")
+        return [name for name in given_options(self, self.CONTRACT) if name not in allowed]
+
+    @property
     def settled(self) -> list[str]:
         """The options of `CONTRACT` that were given, or that the preset stands for."""
         by_preset = () if self.preset is None else PRESET_OPTIONS
@@ -169,14 +186,7 @@ class DataOptions(RecordingOptions):
         return list(find_cameras(self.preset, metadata, self.cameras).values())
 
     def _named(self, dataset: LeRobotDataset) -> Recording:
-        """The dataset under the preset's names."""
-        if self.preset is None:
-            cameras = {name: name for name in dataset.camera_names}
-            return RenamedDataset(dataset, cameras, turned=True) if self.turn_images else dataset
-        renamed = fit_preset(self.preset, dataset, self.cameras, self.turn_images)
-        if not self.gripper:
-            check_gripper(self.preset, renamed)
-        return renamed
+        return fit_recording(dataset, self.preset, self.cameras, self.turn_images, self.gripper)
 
     def _dataset_name(self, dataset: Recording | None) -> dict[str, str | None] | None:
         """What the contract remembers; nothing of several datasets unless the options name them."""

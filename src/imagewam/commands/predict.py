@@ -14,9 +14,14 @@ from .. import ImageWAMForActionPrediction, ImageWAMProcessor
 from ..atomic import atomic_folder, atomic_write_text
 from ..data.action_chunks import ActionChunkDataset
 from ..data.lerobot_dataset import LeRobotDataset
-from ..data.preset_fit import fit_preset
+from ..data.lerobot_metadata import read_metadata
+from ..data.preset_fit import Recording, check_policy, find_cameras, fit_recording
 from ..data.presets import DATA_PRESETS
-from .options import parse_options, show_table
+from ..processing.contract import PolicyContract
+from .options import given_options, parse_options, show_table
+
+# Options that say what a preset does not find in a dataset by itself.
+OF_PRESETS = ("cameras", "rotate_180", "gripper")
 
 
 @dataclass
@@ -29,7 +34,18 @@ class PredictOptions:
     data_preset: Literal["libero", "robotwin", "dual_arm"] | None = field(
         default=None, metadata={"help": "Find the policy's cameras in the dataset as in training with this preset."}
     )
-    turn_images: bool = field(default=False, metadata={"help": "Turn the dataset's images, as in training."})
+    cameras: list[str] | None = field(
+        default=None, metadata={"help": "The dataset's names of the preset's cameras, in order, as in training."}
+    )
+    turn_images: bool = field(
+        default=False, metadata={"help": "Turn the dataset's images by 180 degrees, as in training."}
+    )
+    rotate_180: list[str] | None = field(
+        default=None, metadata={"help": "The preset's cameras that the policy turns by 180 degrees, as in training."}
+    )
+    gripper: str | None = field(
+        default=None, metadata={"help": "What the dataset's gripper values mean, in words, as in training."}
+    )
     episode: int = field(default=0, metadata={"help": "Episode of the dataset."})
     frame: int = field(default=0, metadata={"help": "Frame of the episode."})
     images: list[str] | None = field(default=None, metadata={"help": "camera=FILE for every camera of the policy."})
@@ -66,18 +82,33 @@ def main(argv: Sequence[str]) -> None:
 def read_observation(options: PredictOptions, processor: ImageWAMProcessor) -> dict[str, Any]:
     """images, instruction and state; from a dataset also the recorded actions and their padding flags."""
     if options.dataset:
-        cameras = [camera.name for camera in processor.contract.cameras]
-        dataset = LeRobotDataset(options.dataset, [options.episode])
-        if options.data_preset:
-            dataset = fit_preset(DATA_PRESETS[options.data_preset], dataset, turned=options.turn_images)
+        contract = processor.contract
+        dataset = read_recording(options, contract)
         if not 0 <= options.frame < len(dataset):
             raise ValueError(f"episode {options.episode} has {len(dataset)} frames, there is no frame {options.frame}")
-        sample = ActionChunkDataset(dataset, processor.contract.horizon, cameras)[options.frame]
+        cameras = [camera.name for camera in contract.cameras]
+        sample = ActionChunkDataset(dataset, contract.horizon, cameras)[options.frame]
         return sample | ({"instruction": options.instruction} if options.instruction else {})
+    if about_dataset := [name for name in ("data_preset", *OF_PRESETS, "turn_images") if getattr(options, name)]:
+        raise ValueError(f"{', '.join(about_dataset)}: of a dataset, give --dataset")
     missing = [name for name in ("images", "instruction", "state") if not getattr(options, name)]
     if missing:
         raise ValueError(f"without --dataset, {', '.join('--' + name for name in missing)} must be given")
     return {"images": read_images(options.images), "instruction": options.instruction, "state": options.state}
+
+
+def read_recording(options: PredictOptions, contract: PolicyContract) -> Recording:
+    """The episode, under the names that the policy's contract has; ValueError where they do not fit together."""
+    preset = DATA_PRESETS[options.data_preset] if options.data_preset else None
+    names = [camera.name for camera in contract.cameras]
+    metadata = read_metadata(options.dataset)
+    if preset is not None:
+        check_policy(preset, contract, options.checkpoint, options.turn_images, options.rotate_180, options.gripper)
+        names = list(find_cameras(preset, metadata, options.cameras).values())
+    elif without := given_options(options, OF_PRESETS):
+        raise ValueError(f"{', '.join(without)}: of a preset's dataset, give --data_preset")
+    dataset = LeRobotDataset(metadata, [options.episode], cameras=names)
+    return fit_recording(dataset, preset, options.cameras, options.turn_images, options.gripper)
 
 
 def read_images(words: Sequence[str]) -> dict[str, Image.Image]:

@@ -11,7 +11,6 @@ from ..configuration_imagewam import PRESETS
 from ..data.statistics import compute_statistics
 from ..data.training_data import training_data_of
 from ..demo.fitted_pipeline import fitted_tiny_pipeline
-from ..processing.contract import PolicyContract
 from .data_options import DataOptions, Recording, Recordings, contract_options
 from .options import given_options
 from .policy_options import PolicyOptions
@@ -31,7 +30,7 @@ def starting_policy(
         ValueError: nothing to start from, or options that contradict the checkpoint.
     """
     if options.checkpoint:
-        settled = given_options(data, data.CONTRACT) + given_options(options, [*options.BUILD, *options.CONFIG])
+        settled = data.settled_by_checkpoint + given_options(options, [*options.BUILD, *options.CONFIG])
         if settled:
             raise ValueError(f"{', '.join(settled)}: already settled by the checkpoint {options.checkpoint}")
     elif not (options.pipeline or resume_from):
@@ -43,8 +42,7 @@ def starting_policy(
     if checkpoint:
         policy = ImageWAMForActionPrediction.from_pretrained(checkpoint, dtype=getattr(torch, options.dtype))
         processor = ImageWAMProcessor.from_pretrained(checkpoint)
-        if data.preset:
-            check_preset(data, processor.contract, recordings[0], checkpoint)
+        data.check_policy(processor.contract, checkpoint)
     elif options.pipeline:
         policy, processor = new_policy(data, options, recordings, seed)
     else:
@@ -101,21 +99,6 @@ def check_resumed(data: DataOptions, options: PolicyOptions, checkpoint: str, da
     changed = [f"{name}: {given[name]} is given, {saved[name]} in it" for name in given if given[name] != saved[name]]
     if changed:
         raise ValueError(f"the run of {checkpoint} was started with other options: {'; '.join(changed)}")
-
-
-def check_preset(data: DataOptions, contract: PolicyContract, dataset: Recording, checkpoint: str) -> None:
-    """Raise ValueError if a checkpoint's policy would see the preset's dataset otherwise than it learned to."""
-    mine, theirs = contract_options(data.contract(dataset)), contract_options(contract)
-    changed = [
-        f"{name}: {mine[name]} in the preset, {theirs[name]} in the policy"
-        for name in ("cameras", "rotate_180", "gripper")
-        if mine[name] != theirs[name]
-    ]
-    if changed:
-        raise ValueError(
-            f"the policy of {checkpoint} does not fit preset {data.data_preset}: {'; '.join(changed)} "
-            f"(--turn_images makes a dataset whose images stand upright fit a policy that turns its images)"
-        )
 
 
 def frozen_dtype(name: str | None, device: torch.device) -> torch.dtype:

@@ -1,17 +1,88 @@
-"""Does a dataset fit a preset? Its cameras, state and actions are found under the names that recordings give them."""
+"""Does a dataset fit a preset, and the preset a policy? Cameras, state and actions are found under the names that
+recordings give them."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from ..processing.contract import PolicyContract
 from .features import vector_size
 from .lerobot_dataset import ACTION_KEY, STATE_KEY, LeRobotDataset
 from .lerobot_metadata import LeRobotMetadata
 from .presets import DataPreset
 from .renamed_dataset import RenamedDataset
 
+Recording = LeRobotDataset | RenamedDataset
+
 # LeRobot's own key, and the one without its prefix that older copies have.
 VECTOR_SOURCES = {STATE_KEY: (STATE_KEY, "state"), ACTION_KEY: (ACTION_KEY, "actions")}
+
+
+def fit_recording(
+    dataset: LeRobotDataset,
+    preset: DataPreset | None,
+    cameras: Sequence[str] | None = None,
+    turned: bool = False,
+    gripper: str | None = None,
+) -> Recording:
+    """The dataset as a policy knows it: under the preset's names, or under its own where there is no preset.
+
+    Args:
+        cameras: with a preset, see `find_cameras`.
+        turned: turn every image by 180 degrees on reading.
+        gripper: what the gripper's actions mean, in words, if not what the preset says; they are not checked then.
+
+    Raises:
+        ValueError: the dataset does not fit the preset; says what it has and what the preset expects.
+    """
+    if preset is None:
+        names = {name: name for name in dataset.camera_names}
+        return RenamedDataset(dataset, names, turned=True) if turned else dataset
+    renamed = fit_preset(preset, dataset, cameras, turned)
+    if not gripper:
+        check_gripper(preset, renamed)
+    return renamed
+
+
+def check_policy(
+    preset: DataPreset,
+    contract: PolicyContract,
+    policy: str,
+    turned: bool = False,
+    rotate_180: Sequence[str] | None = None,
+    gripper: str | None = None,
+) -> None:
+    """Raise ValueError if a policy would see the preset's dataset otherwise than it learned to.
+
+    Args:
+        contract: the policy's.
+        policy: its name, for the message.
+        turned: the dataset's images are turned by 180 degrees on reading.
+        rotate_180: cameras, by the preset's names, that the policy is to turn; default: none, or all if `turned`.
+        gripper: what the gripper's actions in the dataset mean, in words; default: what the preset says.
+    """
+    names = [camera.name for camera in preset.cameras]
+    mine = {
+        "cameras": names,
+        "rotate_180": sorted((names if turned else []) if rotate_180 is None else rotate_180),
+        "gripper": gripper or preset.action.gripper,
+    }
+    theirs = {
+        "cameras": [camera.name for camera in contract.cameras],
+        "rotate_180": sorted(camera.name for camera in contract.cameras if camera.rotate_180),
+        "gripper": contract.action.gripper,
+    }
+    changed = [
+        f"{name}: {mine[name]} in the preset, {theirs[name]} in the policy"
+        for name in mine
+        if mine[name] != theirs[name]
+    ]
+    if changed:
+        raise ValueError(
+            f"the policy of {policy} does not fit preset {preset.name}: {'; '.join(changed)} "
+            f"(--turn_images makes a dataset whose images stand upright fit a policy that turns its images; --gripper "
+            f"says what the dataset's gripper values mean)"
+        )
 
 
 def fit_preset(
