@@ -9,7 +9,7 @@ from imagewam.inference.variants import VARIANTS
 TERA = 10**12
 
 
-@pytest.mark.parametrize("mode, limit", [("prefix", 2.8), ("denoise", 5.4)])
+@pytest.mark.parametrize("mode, limit", [("prefix", 2.8), ("denoise", 5.1)])
 def test_a_decision_on_flux2_4b_costs_no_more_than_planned(mode, limit):
     """The paper reports 9.72 TFLOP, with the instruction padded to 512 tokens."""
     plan = plan_cost(VARIANTS["imagewam-flux2-4b"], mode)
@@ -19,13 +19,14 @@ def test_a_decision_on_flux2_4b_costs_no_more_than_planned(mode, limit):
 
 
 def test_the_context_pass_ends_with_the_last_keys():
-    """The whole pass is 2.659 TFLOP; left out are the last block's attention and projection out, and the head."""
+    """The whole pass is 2.659 TFLOP; left out are the head and, of the last block, all but keys and values."""
     plan = plan_cost(VARIANTS["imagewam-flux2-4b"], "prefix")
     tokens, width, mlp = 424, 3072, 9216
     left_out = 2 * 2 * tokens * tokens * width + 2 * tokens * (width + mlp) * width
+    left_out += 2 * tokens * width * (width + 2 * mlp)  # queries, and the MLP's input
     left_out += 2 * 392 * width * 128 + 2 * width * 2 * width  # projection of image tokens, norm's modulation
     assert (plan.context + left_out) / TERA == pytest.approx(2.659, abs=0.001)
-    assert left_out / TERA > 0.03
+    assert left_out / TERA > 0.08
 
 
 def test_the_expert_costs_what_its_layers_cost():

@@ -3,6 +3,7 @@
 import copy
 import os
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from ...configuration_imagewam import ImageWAMConfig
 from ..action_expert import ActionExpert, AttentionGeometry, Flux2ActionExpert
 from ..frozen_parts import FrozenParts, reference_to
+from ..key_projections import reading_only, unread_projections
 from ..kv_cache import KVCache, KVTap
 from .unsupported import reason_against
 
@@ -334,7 +336,8 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
         """
         call = self.context_call(prompt_embeds, prompt_attention_mask, image_latents, image_grid, timestep, **pooled)
         # A backward pass may recompute blocks, and would find one that was left half-way.
-        with self.tap.capture(key_mask=call.key_mask, keys_only=not torch.is_grad_enabled()) as cache:
+        keys_only = not torch.is_grad_enabled()
+        with self.tap.capture(key_mask=call.key_mask, keys_only=keys_only) as cache, self._ending_early(keys_only):
             self.run_transformer(call)
         cache.spans, cache.image_grid, cache.pooled = call.spans, image_grid, call.pooled
         cache.conditions = call.conditions
@@ -358,9 +361,19 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
     def target_keys(self, target_latents: Tensor, timestep: Tensor, context: KVCache) -> KVCache:
         """The keys that `predict_velocity` captures, without the velocity and what only it needs. No gradients."""
         call = self.target_call(target_latents, timestep, context)
-        with torch.no_grad(), self.tap.prefix(context, key_mask=call.key_mask, keys_only=True) as cache:
+        prefix = self.tap.prefix(context, key_mask=call.key_mask, keys_only=True)
+        with torch.no_grad(), prefix as cache, self._ending_early(True):
             self.run_transformer(call)
         return self._target_cache(cache, call, context)
+
+    def _ending_early(self, keys_only: bool) -> AbstractContextManager:
+        """For calls that end with the last keys: what leads to these is all that the last layer computes."""
+        return reading_only(self.last_projections if keys_only and self.tap.leaves_early else {})
+
+    @property
+    def last_projections(self) -> dict[nn.Module, slice]:
+        """Linear layers before the last tapped attention -> the columns of their output that become keys or values."""
+        return unread_projections(self.transformer, self.tap.layer_names[-1])
 
     def _target_cache(self, cache: KVCache, call: TransformerCall, context: KVCache) -> KVCache:
         cache.spans, cache.image_grid = call.spans, context.image_grid

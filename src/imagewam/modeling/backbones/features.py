@@ -71,7 +71,8 @@ class FeatureBackbone(EditingBackbone):
     def target_keys(self, target_latents, timestep, context) -> KVCache:
         """As in the base class, with no context in front."""
         call = self.target_call(target_latents, timestep, context)
-        with torch.no_grad(), self.tap.capture(key_mask=call.key_mask, keys_only=True) as cache:
+        tapped = self.tap.capture(key_mask=call.key_mask, keys_only=True)
+        with torch.no_grad(), tapped as cache, self._ending_early(True):
             self.run_transformer(call)
         return self._target_cache(cache, call, context)
 

@@ -138,6 +138,15 @@ class Flux2KleinBackbone(EditingBackbone):
     def _guidance(self, timestep: Tensor) -> Tensor | None:
         return None
 
+    @property
+    def last_projections(self) -> dict[nn.Module, slice]:
+        """Single blocks project queries, keys, values and the MLP's input at once."""
+        attention = self.transformer.get_submodule(self.tap.layer_names[-1])
+        fused = getattr(attention, "to_qkv_mlp_proj", None)
+        if fused is None:
+            return super().last_projections
+        return {fused: slice(attention.inner_dim, 3 * attention.inner_dim)}
+
     def action_rotary_emb(self, horizon: int, device: torch.device) -> tuple[Tensor, Tensor]:
         steps = torch.arange(horizon, device=device)
         zero = torch.zeros_like(steps)
