@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ..atomic import atomic_write_text
-from ..inference.compiled import CompiledBlocks
+from ..inference.compiled import CompiledPolicy
 from ..inference.decision import CANVAS, NUM_TEXT_TOKENS, Decision
 from ..inference.latency import STAGES, Latency, Ways, measure_ways
 from ..inference.mid_size import MID_SIZE
@@ -103,7 +103,7 @@ def _measure(options: LatencyOptions, name: str, mode: str, batch: int) -> list[
     return rows
 
 
-def _compiled(options: LatencyOptions, decision: Decision) -> CompiledBlocks:
+def _compiled(options: LatencyOptions, decision: Decision) -> CompiledPolicy:
     latents, grid = decision.image
     observation = {"image_latents": latents, "image_grid": grid, "state": decision.state}
     observation["prompt_embeds"] = decision.prompt_embeds
@@ -119,7 +119,7 @@ def _row(
     way: str,
     latency: Latency,
     published: Latency | None,
-    report: CompiledBlocks | None,
+    report: CompiledPolicy | None,
 ) -> dict:
     row = {"variant": variant, "edit_mode": mode, "batch": batch, "steps": steps, "way": way}
     row |= {f"{stage}_p50": latency.percentile(50, stage) for stage in STAGES}

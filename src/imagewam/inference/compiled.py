@@ -1,7 +1,7 @@
-"""`torch.compile` for decisions: the blocks of both networks, for the shapes that a robot really has."""
+"""Decisions of the shapes that a robot really has: blocks through `torch.compile`, calls as CUDA graphs."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,59 +9,117 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from ..modeling.modeling_imagewam import ImageWAMForActionPrediction
+from .static_calls import Capture, StaticCalls, capture_cuda_graph
 
 logger = logging.getLogger(__name__)
 
+# Modes in which torch.compile captures CUDA graphs of every block.
+_MODES_THAT_CAPTURE = ("reduce-overhead", "max-autotune")
+
 
 @dataclass
-class CompiledBlocks:
+class CompiledPolicy:
     """What `policy.compile_for_inference()` did, and what happened since.
 
     Attributes:
         compiled: "prefill" (editing blocks) and "actions" (the action expert's), those that are compiled.
-        refused: part -> why it runs as it did before.
+        calls: the captured calls; None where nothing is captured.
     """
 
     compiled: list[str] = field(default_factory=list)
-    refused: dict[str, str] = field(default_factory=dict)
-    _graphs_when_warm: int = 0
+    calls: StaticCalls | None = None
+    _refused: dict[str, str] = field(default_factory=dict)
+    _when_warm: tuple[int, int] = (0, 0)
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Part or call -> why it runs as it did before."""
+        return self._refused | (self.calls.refused if self.calls is not None else {})
+
+    @property
+    def captured(self) -> int:
+        """CUDA graphs, one per call and shape."""
+        return self.calls.captures if self.calls is not None else 0
 
     @property
     def recompiles(self) -> int:
-        """Graphs that were compiled in this process since the warm-up: 0 while shapes stay as they were."""
-        return _graphs() - self._graphs_when_warm
+        """Blocks' graphs that were compiled in this process since the warm-up: 0 while shapes stay as they were."""
+        return _graphs() - self._when_warm[0]
+
+    @property
+    def recaptures(self) -> int:
+        """Calls that were captured since the warm-up: 0 while shapes and weights' memory stay as they were."""
+        return self.captured - self._when_warm[1]
 
     def warm(self) -> None:
-        """What has been compiled up to now was expected."""
-        self._graphs_when_warm = _graphs()
+        """What has been compiled and captured up to now was expected."""
+        self._when_warm = _graphs(), self.captured
+
+    def refuse(self, part: str, reason: str) -> None:
+        self._refused[part] = reason
+        logger.warning("%s is not compiled and runs as before: %s", part, reason)
 
 
-def compile_blocks(
+def compile_policy(
     policy: ImageWAMForActionPrediction,
     examples: list[Mapping[str, Any]],
     *,
-    backend: str | Callable = "inductor",
+    backend: str | Callable | None = "inductor",
     mode: str | None = None,
-) -> CompiledBlocks:
+    cuda_graphs: bool = False,
+) -> CompiledPolicy:
     """See `ImageWAMForActionPrediction.compile_for_inference`."""
-    report = CompiledBlocks()
+    if cuda_graphs and mode in _MODES_THAT_CAPTURE:
+        raise ValueError(
+            f"mode={mode!r} captures CUDA graphs of every block, which cannot stand inside those of cuda_graphs=True; "
+            "use mode='max-autotune-no-cudagraphs' or none"
+        )
+    report = CompiledPolicy()
+    if backend is not None:
+        _compile_blocks(policy, examples, report, backend, mode)
+    if cuda_graphs and policy.device.type != "cuda":
+        report.refuse("CUDA graphs", f"the policy is on {policy.device}")
+    elif cuda_graphs:
+        capture_calls(policy, examples, report, capture_cuda_graph)
+    report.warm()
+    return report
+
+
+def capture_calls(
+    policy: ImageWAMForActionPrediction, examples: list[Mapping[str, Any]], report: CompiledPolicy, capture: Capture
+) -> None:
+    """Have `capture` make the policy's calls from now on, those of the examples' shapes at once."""
+    policy._static_calls = None
+    for example in examples:
+        policy.predict_action(**{**example, "num_inference_steps": 1})  # loads what is loaded on first use
+    report.calls = policy._static_calls = StaticCalls(lambda: version_of(policy), capture)
+    for example in examples:
+        policy.predict_action(**example)
+
+
+def version_of(policy: ImageWAMForActionPrediction) -> Hashable:
+    """What a captured call depends on besides its inputs: where the weights lie, and which kernels run."""
+    networks = policy.backbone.transformer, policy.action_expert, policy.backbone.frozen.get("vae")
+    weights = [next(network.parameters()) for network in networks if network is not None]
+    return policy.config._attn_implementation, *((weight.data_ptr(), weight.dtype) for weight in weights)
+
+
+def _compile_blocks(policy: ImageWAMForActionPrediction, examples, report: CompiledPolicy, backend, mode) -> None:
     for part, blocks in {"actions": policy.action_expert.blocks, "prefill": _editing_blocks(policy)}.items():
         if not blocks:
-            _refuse(report, part, f"{type(policy.backbone.transformer).__name__} names no repeated blocks")
+            report.refuse(part, f"{type(policy.backbone.transformer).__name__} names no repeated blocks")
             continue
         for block in blocks:
             block.compile(backend=backend, mode=mode, fullgraph=True, dynamic=False)
         try:
             for example in examples:
-                policy.predict_action(**example, num_inference_steps=1)
+                policy.predict_action(**{**example, "num_inference_steps": 1})
         except Exception as error:  # whatever a compiler raises: the policy goes on without it, and says so
             for block in blocks:
                 block._compiled_call_impl = None
-            _refuse(report, part, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            report.refuse(part, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
         else:
             report.compiled.append(part)
-    report.warm()
-    return report
 
 
 def _editing_blocks(policy: ImageWAMForActionPrediction) -> list[nn.Module]:
@@ -73,11 +131,6 @@ def _editing_blocks(policy: ImageWAMForActionPrediction) -> list[nn.Module]:
         for name, block in network.named_modules()
         if type(block).__name__ in names and not last.startswith(f"{name}.")
     ]
-
-
-def _refuse(report: CompiledBlocks, part: str, reason: str) -> None:
-    report.refused[part] = reason
-    logger.warning("%s is not compiled and runs as before: %s", part, reason)
 
 
 def _graphs() -> int:

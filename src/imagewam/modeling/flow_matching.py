@@ -3,6 +3,8 @@
 Time runs from data (t = 0) to noise (t = 1) everywhere in this package.
 """
 
+import copy
+import functools
 import math
 from collections.abc import Callable
 
@@ -85,6 +87,22 @@ def _masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
     return (values * valid).sum(-1) / valid.sum(-1).clamp(min=1)
 
 
+@functools.cache
+@torch.inference_mode(False)
+def _euler_schedule(
+    num_steps: int, shift: float, device: torch.device, dtype: torch.dtype
+) -> FlowMatchEulerDiscreteScheduler:
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    sigmas = torch.linspace(1, 1 / num_steps, num_steps, dtype=torch.float64)
+    scheduler.set_timesteps(sigmas=sigmas.tolist(), device=device)
+    scheduler.set_begin_index(0)
+    if dtype != torch.float32:
+        steps = scheduler.sigmas.diff().to(dtype).float()
+        scheduler.timesteps = scheduler.timesteps.to(dtype).float()
+        scheduler.sigmas = torch.cat([scheduler.sigmas[:1], scheduler.sigmas[0] + steps.cumsum(0)])
+    return scheduler
+
+
 def euler_schedule(
     num_steps: int, shift: float, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> FlowMatchEulerDiscreteScheduler:
@@ -95,12 +113,5 @@ def euler_schedule(
     Args:
         dtype: bfloat16 rounds times and step sizes as the published code does; they then sum to 0.99976 for 10 steps.
     """
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-    sigmas = torch.linspace(1, 1 / num_steps, num_steps, dtype=torch.float64)
-    scheduler.set_timesteps(sigmas=sigmas.tolist(), device=device)
-    scheduler.set_begin_index(0)
-    if dtype != torch.float32:
-        steps = scheduler.sigmas.diff().to(dtype).float()
-        scheduler.timesteps = scheduler.timesteps.to(dtype).float()
-        scheduler.sigmas = torch.cat([scheduler.sigmas[:1], scheduler.sigmas[0] + steps.cumsum(0)])
-    return scheduler
+    # Times lie on the device from the first call on: a later one neither copies nor waits.
+    return copy.copy(_euler_schedule(num_steps, shift, torch.device(device), dtype))

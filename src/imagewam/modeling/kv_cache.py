@@ -54,6 +54,14 @@ class LayerKVWithRoom(LayerKV):
         return LayerKV(*self.buffers)
 
 
+@dataclass(eq=False)
+class Lease:
+    """What a cache knows of memory that belongs to `owner`: whether it still holds what it did."""
+
+    owner: object
+    ended: bool = False
+
+
 @dataclass
 class KVCache:
     """What an editing transformer leaves behind for the action expert (paper, Eq. 5).
@@ -69,6 +77,7 @@ class KVCache:
             target-free context, instruction and state (`prompt_embeds`) where they are reached by cross-attention.
         layer_masks: per layer, `[B, S_layer]` bool in the place of `key_mask`, where the layers' padding differs; else
             empty. Such a cache is only read: it cannot be joined, cut or put in front of a call.
+        lease: for a cache in memory that will be written over by a later observation; None: the memory is its own.
     """
 
     layers: tuple[LayerKV, ...] = ()
@@ -78,6 +87,7 @@ class KVCache:
     pooled: Tensor | None = None
     conditions: dict[str, Tensor | None] = field(default_factory=dict)
     layer_masks: tuple[Tensor, ...] = ()
+    lease: Lease | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -107,12 +117,43 @@ class KVCache:
             self,
             layers=tuple(LayerKV(selected(key), selected(value)) for key, value in self.layers),
             key_mask=None if self.key_mask is None else selected(self.key_mask),
+            lease=None,
             spans=token_spans(**{n: part.stop - part.start for n, part in zip(names, parts, strict=True)}),
         )
 
     def with_room(self, num_tokens: int, dtype: torch.dtype) -> "KVCache":
         """A copy in `dtype` to which so many tokens can be joined again and again without copying it."""
-        return replace(self, layers=tuple(LayerKVWithRoom.of(layer, num_tokens, dtype) for layer in self.layers))
+        layers = tuple(LayerKVWithRoom.of(layer, num_tokens, dtype) for layer in self.layers)
+        return replace(self, layers=layers, lease=None)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "KVCache":
+        """A cache of what `function` makes of every tensor."""
+
+        def mapped(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else function(tensor)
+
+        return replace(
+            self,
+            layers=tuple(LayerKV(function(key), function(value)) for key, value in self.layers),
+            key_mask=mapped(self.key_mask),
+            pooled=mapped(self.pooled),
+            conditions={name: mapped(tensor) for name, tensor in self.conditions.items()},
+            layer_masks=tuple(map(function, self.layer_masks)),
+            lease=None,
+        )
+
+    def clone(self) -> "KVCache":
+        """A copy that no later observation writes over."""
+        self.check_current()
+        return self.map(Tensor.clone)
+
+    def check_current(self) -> None:
+        """Raise RuntimeError if a later observation has written over these keys."""
+        if self.lease is not None and self.lease.ended:
+            raise RuntimeError(
+                "this context was written over by a later observation of the same shape, as the policy's captured "
+                "graphs do: use it before the next one is encoded, or keep `context.clone()`"
+            )
 
     def cat(self, other: "KVCache") -> "KVCache":
         """The keys of `self` followed by those of `other`, layer by layer."""

@@ -5,6 +5,7 @@ context -> (target) -> actions. The same calls serve training and inference.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,6 +107,8 @@ class ImageWAMForActionPrediction(PolicyInputs, PolicyFiles, PreTrainedModel):
         self._no_split_modules = [*self.action_expert.block_classes, *editing_blocks]
         self.post_init()
         self._use_attention_backend()
+        # Makes the networks' calls at inference, where `compile_for_inference` was told to capture them.
+        self._static_calls = None
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -205,7 +208,7 @@ class ImageWAMForActionPrediction(PolicyInputs, PolicyFiles, PreTrainedModel):
         actions = actions.float()
         noise = torch.randn_like(actions) if action_noise is None else action_noise
         noisy = flow.interpolate(actions, noise, action_time)
-        action_velocity, _ = self._action_velocity(noisy, action_time, seen)
+        action_velocity, _ = self._action_velocity(noisy, action_time, seen, self._rotary_emb(device))
         weight = flow.loss_weight(action_time, self.config.loss_weighting)
         target = flow.velocity_target(actions, noise)
         action_loss = flow.flow_matching_loss(action_velocity, target, weight, action_is_pad, action_dim_is_pad)
@@ -248,6 +251,9 @@ class ImageWAMForActionPrediction(PolicyInputs, PolicyFiles, PreTrainedModel):
             timestep = image_latents.new_full(
                 image_latents.shape[:1], self.config.inference_context_timestep, dtype=torch.float32
             )
+        return self._call(self._encode_tokens, prompt_embeds, prompt_mask, image_latents, image_grid, timestep, pooled)
+
+    def _encode_tokens(self, prompt_embeds, prompt_mask, image_latents, image_grid, timestep, pooled) -> KVCache:
         return self.backbone.encode_context(prompt_embeds, prompt_mask, image_latents, image_grid, timestep, **pooled)
 
     @torch.no_grad()
@@ -287,54 +293,72 @@ class ImageWAMForActionPrediction(PolicyInputs, PolicyFiles, PreTrainedModel):
                 f"no attentions from {self.backbone.family}: its layers have grids of tokens of their own, "
                 "so that the same key means another place in each"
             )
-        if context is None:
-            context = self.encode_context(**inputs)
         num_inference_steps = num_inference_steps or self.config.num_inference_steps
-        mode, device = self.config.edit_mode, context.layers[0].key.device
-        if mode in ("denoise", "imagine") and "target" not in context.spans:
-            context = self.encode_edit(
-                context, num_inference_steps=num_inference_steps, generator=generator, image_noise=image_noise
-            )
-        if mode == "joint":
-            target_latents = self._image_noise(context.batch_size, context.image_grid, device, generator, image_noise)
-        shape = (context.batch_size, self.config.action_horizon, self.config.action_dim)
-        if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=device)
-        elif tuple(latents.shape) != shape:
-            raise ValueError(f"latents must be {shape} (batch, horizon, action_dim), got {tuple(latents.shape)}")
-        actions = noise = latents.to(self._flow_dtype)
+        with self._undisturbed():
+            if context is None:
+                context = self.encode_context(**inputs)
+            context.check_current()
+            device, target_noise = context.layers[0].key.device, None
+            if self.config.edit_mode in ("denoise", "imagine") and "target" not in context.spans:
+                context = self.encode_edit(
+                    context, num_inference_steps=num_inference_steps, generator=generator, image_noise=image_noise
+                )
+            if self.config.edit_mode == "joint":
+                target_noise = self._image_noise(
+                    context.batch_size, context.image_grid, device, generator, image_noise
+                )
+            shape = (context.batch_size, self.config.action_horizon, self.config.action_dim)
+            if latents is None:
+                latents = randn_tensor(shape, generator=generator, device=device)
+            elif tuple(latents.shape) != shape:
+                raise ValueError(f"latents must be {shape} (batch, horizon, action_dim), got {tuple(latents.shape)}")
+            rotary_emb = self._rotary_emb(device)
+            given = context, latents, rotary_emb, target_noise, action_dim_is_pad, num_inference_steps
+            if output_attentions or wrap_velocity is not None:
+                actions, attentions, spans = self._denoise_actions(*given, wrap_velocity, output_attentions)
+            else:
+                actions, attentions, spans = self._call(self._denoise_actions, *given)
+        return ImageWAMActionOutput(actions, attentions, spans, context.image_grid)
 
-        scheduler, image_scheduler = (self._schedule(num_inference_steps, device) for _ in range(2))
+    def _denoise_actions(
+        self,
+        context: KVCache,
+        noise: Tensor,
+        rotary_emb: tuple[Tensor, Tensor],
+        target_noise: Tensor | None,
+        action_dim_is_pad: Tensor | None,
+        num_steps: int,
+        wrap_velocity: Callable[[flow.Velocity], flow.Velocity] | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, tuple[tuple[Tensor, ...], ...] | None, dict[str, slice]]:
+        """All Euler steps from noise to actions; `target_noise` is denoised beside them in joint mode."""
+        actions = noise = noise.to(self._flow_dtype)
+        target_latents = target_noise
+        schedule, target_schedule = (self._schedule(num_steps, noise.device) for _ in range(2))
         # One context serves all steps: it is copied once, and each step writes its actions behind it. Guidance takes
         # derivatives by the actions, which must not be written over.
-        keeps_context = mode != "joint" and wrap_velocity is None
+        keeps_context = target_noise is None and wrap_velocity is None
         dtype = self.action_expert.action_encoder.weight.dtype
-        attentions, seen = [], context.with_room(shape[1], dtype) if keeps_context else context
-
+        attentions, seen = [], context.with_room(noise.shape[1], dtype) if keeps_context else context
         is_pad = None if action_dim_is_pad is None else action_dim_is_pad.bool()[:, None]
 
         def velocity_of(actions: Tensor, time: Tensor) -> Tensor:
-            velocity, weights = self._action_velocity(actions, time, seen, output_attentions)
+            velocity, weights = self._action_velocity(actions, time, seen, rotary_emb, output_attentions)
             attentions.append(weights)
             velocity = velocity.to(actions.dtype)
             return velocity if is_pad is None else torch.where(is_pad, noise, velocity)
 
         if wrap_velocity is not None:
             velocity_of = wrap_velocity(velocity_of)
-        for t in scheduler.timesteps:
-            time = (t / 1000).expand(shape[0])
-            if mode == "joint":
+        for t in schedule.timesteps:
+            time = (t / 1000).expand(len(noise))
+            if target_latents is not None:
                 velocity, target = self.backbone.predict_velocity(target_latents, time, context, capture=True)
                 velocity = velocity.to(target_latents.dtype)
-                target_latents = image_scheduler.step(velocity, t, target_latents, return_dict=False)[0]
+                target_latents = target_schedule.step(velocity, t, target_latents, return_dict=False)[0]
                 seen = context.cat(target)
-            actions = scheduler.step(velocity_of(actions, time), t, actions, return_dict=False)[0]
-        return ImageWAMActionOutput(
-            actions=actions.float(),
-            attentions=tuple(attentions) if output_attentions else None,
-            context_spans=seen.spans,
-            image_grid=context.image_grid,
-        )
+            actions = schedule.step(velocity_of(actions, time), t, actions, return_dict=False)[0]
+        return actions.float(), tuple(attentions) if output_attentions else None, seen.spans
 
     @torch.no_grad()
     def encode_edit(
@@ -358,12 +382,18 @@ class ImageWAMForActionPrediction(PolicyInputs, PolicyFiles, PreTrainedModel):
         """
         if self.config.edit_mode == "joint":
             raise ValueError("in edit_mode='joint' every step of the actions has its own target: nothing to keep")
+        context.check_current()
         device = context.layers[0].key.device
         noise = self._image_noise(context.batch_size, context.image_grid, device, generator, image_noise)
-        edit_time = self.config.edit_timestep
+        imagined_steps = 0
         if self.config.edit_mode == "imagine":
-            num_steps = num_inference_steps or self.config.num_inference_steps
-            noise = self._denoise_target(noise, num_steps, lambda time: context)
+            imagined_steps = num_inference_steps or self.config.num_inference_steps
+        return self._call(self._append_target, context, noise, imagined_steps)
+
+    def _append_target(self, context: KVCache, noise: Tensor, imagined_steps: int) -> KVCache:
+        edit_time = self.config.edit_timestep
+        if imagined_steps:
+            noise = self._denoise_target(noise, imagined_steps, lambda time: context)
         elif edit_time < 1:
             velocity, _ = self.backbone.predict_velocity(noise, noise.new_ones(noise.shape[0]), context)
             noise = noise + (edit_time - 1) * velocity.float()
@@ -412,23 +442,50 @@ class ImageWAMForActionPrediction(PolicyInputs, PolicyFiles, PreTrainedModel):
             latents = scheduler.step(velocity.to(latents.dtype), t, latents, return_dict=False)[0]
         return latents
 
-    def compile_for_inference(self, *examples: Mapping[str, Any], backend: str = "inductor", mode: str | None = None):
-        """Compile the blocks of both networks with `torch.compile`, in place, and decide once on each example.
+    def compile_for_inference(
+        self,
+        *examples: Mapping[str, Any],
+        backend: str | None = "inductor",
+        mode: str | None = None,
+        cuda_graphs: bool = False,
+    ):
+        """Make decisions of fixed shapes fast, in place, and decide once on each example.
 
-        Blocks of one class share a graph per shape, so a policy of any depth compiles in the time of a few blocks.
-        Graphs of several shapes are kept side by side; another shape than the examples' compiles when it comes.
+        The blocks of both networks are compiled with `torch.compile`: blocks of one class share a graph per shape, so
+        a policy of any depth compiles in the time of a few blocks. With `cuda_graphs` the VAE's encoder, the pass over
+        the context (and over the target) and all action steps are each captured as one CUDA graph per shape as well.
+        Graphs of several shapes are kept side by side; another shape than the examples' is compiled and captured when
+        it comes.
+
+        A captured context is written over by the next one of its shape; using it later is an error, `context.clone()`
+        keeps it. Gradients, attention weights and `wrap_velocity` run without a captured action loop.
 
         Args:
-            *examples: observations, as `predict_action` takes them, in every shape that is to be fast from the start.
-            backend, mode: of `torch.compile`.
+            *examples: observations, as `predict_action` takes them, in every shape that is to be fast from the start;
+                `num_inference_steps` among them counts as part of the shape.
+            backend, mode: of `torch.compile`; backend None compiles nothing.
+            cuda_graphs: also capture.
 
         Returns:
-            `CompiledBlocks`: what was compiled, what was refused and why (a warning says so too: that part runs as
-            before), and how many graphs were compiled since.
-        """
-        from ..inference.compiled import compile_blocks  # it stands above this file, and only this method needs it
+            `CompiledPolicy`: what was compiled and captured, what was refused and why (a warning says so too: that
+            part runs as before), and how much has been compiled and captured since.
 
-        return compile_blocks(self, list(examples), backend=backend, mode=mode)
+        Raises:
+            ValueError: the compile mode captures CUDA graphs of its own.
+        """
+        from ..inference.compiled import compile_policy  # it stands above this file, and only this method needs it
+
+        return compile_policy(self, list(examples), backend=backend, mode=mode, cuda_graphs=cuda_graphs)
+
+    def _call(self, function: Callable, *inputs: Any) -> Any:
+        """`function(*inputs)`, which needs the networks and no host: as a captured call where there is one."""
+        if self._static_calls is None or self.training or torch.is_grad_enabled():
+            return function(*inputs)
+        return self._static_calls(function, *inputs)
+
+    def _undisturbed(self) -> AbstractContextManager:
+        """Calls of one decision, between which no other thread may write over their memory."""
+        return nullcontext() if self._static_calls is None else self._static_calls.lock
 
     # Flow
 
@@ -470,8 +527,10 @@ class ImageWAMForActionPrediction(PolicyInputs, PolicyFiles, PreTrainedModel):
                 f"got {list(image_noise.shape)}"
             )
 
-    def _action_velocity(self, actions, time, context, output_attentions=False):
-        rotary_emb = self.backbone.action_rotary_emb(actions.shape[1], actions.device)
+    def _rotary_emb(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        return self.backbone.action_rotary_emb(self.config.action_horizon, device)
+
+    def _action_velocity(self, actions, time, context, rotary_emb, output_attentions=False):
         weight = self.action_expert.action_encoder.weight
         time = self.backbone.action_time(time)
         return self.action_expert(actions.to(weight.dtype), time, context, rotary_emb, output_attentions)

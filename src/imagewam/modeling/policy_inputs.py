@@ -69,7 +69,7 @@ class PolicyInputs:
 
     def _encode_image(self, pixel_values: Tensor) -> tuple[Tensor, Grid]:
         with self._frozen():
-            latents, grid = self.backbone.encode_image(pixel_values)
+            latents, grid = self._call(self.backbone.encode_image, pixel_values)
         self._check_channels(latents)
         return latents.float(), grid
 
