@@ -1,5 +1,6 @@
 """Instructions and frames that are encoded once train as those that are encoded in every step."""
 
+import dataclasses
 import multiprocessing
 import os
 import pickle
@@ -9,6 +10,7 @@ import pytest
 import torch
 from tiny_training_parts import HORIZON, TinyDataset, tiny_policy, tiny_processor
 
+from imagewam import ImageWAMProcessor
 from imagewam.data.collator import ImageWAMCollator
 from imagewam.training.instruction_cache import InstructionCache, release_text_encoder
 from imagewam.training.latent_cache import LatentCache
@@ -24,6 +26,7 @@ class TwoEpisodes(TinyDataset):
     episode_lengths = {0: 2, 1: 2}
     tasks = dict(enumerate(TEXTS))
     fingerprint = "two episodes in memory"
+    root = "memory"
 
     def frames_identity(self, camera, episode):
         return f"{camera} {episode}"
@@ -156,6 +159,43 @@ def test_other_weights_datasets_and_cameras_have_entries_of_their_own(policy, pr
     LatentCache(trained_on, processor, [TwoEpisodes(size=4)], tmp_path)
     LatentCache(policy, tiny_processor(policy, size=16), [TwoEpisodes(size=4)], tmp_path)
     assert len(list((tmp_path / "latents").iterdir())) == 4
+
+
+def test_several_recordings_are_refused(policy, processor, tmp_path):
+    """Episode 0 of the one would be trained on the frames of the other."""
+    other = TwoEpisodes(size=4)
+    other.fingerprint, other.root = "another dataset", "elsewhere"
+    with pytest.raises(ValueError, match="found by episode number.*got memory, elsewhere; cache frames"):
+        PrecomputedCollator(policy, processor, [TwoEpisodes(size=4), other], tmp_path)
+    assert not list(tmp_path.rglob("*.arrow"))
+
+
+def test_samples_of_several_robots_have_cached_instructions(policy, processor, samples, tmp_path):
+    """Each robot's numbers are normalised by its own statistics; text is padded to the longest of all."""
+    loose = {
+        what: {name: [2 * x for x in values] for name, values in processor.statistics[what].items()}
+        for what in ("state", "action")
+    }
+    wide = ImageWAMProcessor.for_policy(policy, dataclasses.replace(processor.contract, statistics_hash=None), loose)
+    both = ImageWAMProcessor.join({"stiff": processor, "loose": wide})
+    names = ("loose", "stiff", "loose")
+    samples = [{**sample, "embodiment": name} for sample, name in zip(samples, names, strict=True)]
+    instructions = InstructionCache(policy, both, TEXTS, tmp_path)
+    found, plain = PrecomputedInstructions(both, instructions)(samples), ImageWAMCollator(both)(samples)
+    assert found["prompt_embeds"].shape[:2] == plain["input_ids"].shape
+    for name in ("state", "actions", "pixel_values", "action_dim_is_pad"):
+        assert torch.equal(found[name], plain[name]), name
+    alone = PrecomputedInstructions(processor, instructions)([{**sample, "embodiment": None} for sample in samples])
+    scale = torch.tensor([0.5, 1.0, 0.5])
+    torch.testing.assert_close(found["state"], alone["state"] * scale[:, None])
+
+
+def test_frames_of_another_robot_are_refused(policy, processor, samples, tmp_path):
+    both = ImageWAMProcessor.join({"stiff": processor, "loose": processor})
+    collator = PrecomputedCollator(policy, both, [TwoEpisodes(size=4)], tmp_path)
+    assert collator([{**samples[0], "embodiment": "stiff"}])["actions"].shape == (1, HORIZON, 2)
+    with pytest.raises(ValueError, match="encoded as those of 'stiff', got samples of {'loose'}"):
+        collator([{**samples[0], "embodiment": "loose"}])
 
 
 def test_damaged_entries_are_refused_or_built_anew(policy, processor, samples, tmp_path):

@@ -31,11 +31,13 @@ class LatentCache:
 
     Args:
         policy: its VAE must not change afterwards.
-        datasets: all that samples will be drawn from; episode numbers must mean the same in each.
+        processor: faces the robot of the datasets.
+        datasets: all that samples will be drawn from, of one recording: frames are found by episode number.
         folder: where caches lie; the cache of `datasets` by default.
 
     Raises:
-        ValueError: the policy predicts video, in which future frames are coded behind the current one.
+        ValueError: the policy predicts video, in which future frames are coded behind the current one; or the
+            datasets are several recordings.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class LatentCache:
         folder: str | os.PathLike | None = None,
     ):
         check_frames_alone(policy)
+        _check_one_recording(datasets)
         self._paths: dict[int, Path] = {}
         self._lengths: dict[int, int] = {}
         entries: dict[Path, Entry] = {}
@@ -86,6 +89,15 @@ def check_frames_alone(policy: ImageWAMForActionPrediction) -> None:
         raise ValueError(f"{policy.backbone.family} codes frames behind others: none can be encoded once")
     if not policy.backbone.denoises_targets:
         raise ValueError(f"{policy.backbone.family} hands pictures to a pipeline: encoding them once saves nothing")
+
+
+def _check_one_recording(datasets: Sequence[LeRobotDataset]) -> None:
+    folders = {dataset.fingerprint: dataset.root for dataset in datasets}
+    if len(folders) > 1:
+        raise ValueError(
+            f"frames are encoded once and found by episode number, which several recordings share: got "
+            f"{', '.join(map(str, folders.values()))}; cache frames and instructions instead"
+        )
 
 
 def _content(policy: ImageWAMForActionPrediction, processor: ImageWAMProcessor, dataset: LeRobotDataset) -> dict:
