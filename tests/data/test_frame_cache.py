@@ -1,5 +1,6 @@
 """Cached frames are what the processor would have made of the videos, and training takes them without a change."""
 
+import dataclasses
 import errno
 import multiprocessing
 import os
@@ -16,6 +17,8 @@ from torch.utils.data import DataLoader
 
 from imagewam import disk_cache
 from imagewam.data import ActionChunkDataset, CachedFrames, LeRobotDataset, frame_cache
+from imagewam.data.augmented_dataset import AugmentedDataset
+from imagewam.data.presets import ROBOTWIN
 from imagewam.processing.camera_layout import CameraLayout, CameraSpec
 
 HORIZON = 5
@@ -53,6 +56,22 @@ def test_training_samples_make_the_same_canvases(dataset, tmp_path):
     for index in range(len(plain)):
         for entry in ("images", "target_images"):
             found, expected = layout.compose(cached[index][entry]), layout.compose(plain[index][entry])
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_augmentation_changes_cached_frames_as_live_ones(dataset, tmp_path):
+    """It works at the camera's first size, as RoboTwin's cameras have one, before the part of the canvas."""
+    camera = dataclasses.replace(CAMERA, first_size=(40, 50))
+    always = dataclasses.replace(ROBOTWIN.augmentation, probability=1.0)
+    cached = CachedFrames(dataset, [camera], tmp_path)
+    live, stored = (
+        AugmentedDataset(ActionChunkDataset(dataset, HORIZON, ["top"], frames=frames), always, [camera], seed=0)
+        for frames in (None, cached)
+    )
+    for index in range(len(live)):
+        for entry in ("images", "target_images"):
+            found, expected = (samples[index][entry]["top"].pixels for samples in (stored, live))
+            assert expected.shape == (40, 50, 3)
             np.testing.assert_array_equal(found, expected)
 
 
@@ -145,11 +164,13 @@ def test_a_truncated_video_leaves_no_entry(v21_root, tmp_path):
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_decoded(dataset, tmp_path, monkeypatch):
-    usage = namedtuple("usage", "total used free")(10**6, 10**6 - 100, 100)
+    """What is stored has the camera's first size."""
+    needed = sum(LENGTHS) * 1600 * 1200 * 3
+    usage = namedtuple("usage", "total used free")(10**9, 10**9 - needed + 1, needed - 1)
     monkeypatch.setattr(frame_cache.shutil, "disk_usage", lambda path: usage)
     monkeypatch.setattr(LeRobotDataset, "frames", never)
-    with pytest.raises(OSError, match="frames of 3 episodes need 0.00 GiB, the disk has 0.00 GiB left"):
-        CachedFrames(dataset, [CAMERA], tmp_path)
+    with pytest.raises(OSError, match="frames of 3 episodes need 0.11 GiB, the disk has 0.11 GiB left"):
+        CachedFrames(dataset, [dataclasses.replace(CAMERA, first_size=(1600, 1200))], tmp_path)
 
 
 def test_a_disk_that_fills_up_leaves_whole_episodes(dataset, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Camera frames decoded and resized once: memory-mapped arrow files, one per camera and episode."""
 
 import dataclasses
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,16 +17,17 @@ from ..processing.camera_layout import CameraSpec, CameraView
 from .lerobot_dataset import LeRobotDataset
 from .row_files import num_whole_rows, read_rows, write_rows
 
-FORMAT = 1  # to be raised when entries come to hold something else
+FORMAT = 2  # to be raised when entries come to hold something else
 FRAMES_PER_BATCH = 32
 Place = tuple[CameraSpec, int]  # camera and episode
 
 
 class CachedFrames:
     """
-    The frames of a dataset's chosen episodes as `CameraView`s: what `CameraSpec.view` makes of them, bit for bit.
+    The frames of a dataset's chosen episodes as `CameraView`s: what `CameraSpec.prepare` makes of them, bit for bit.
 
-    An `ActionChunkDataset` takes it as its `frames`, and the processor takes the views as they are. What is missing is
+    Of a camera with a `first_size` they have that size, at which augmentation changes them as it does live frames. An
+    `ActionChunkDataset` takes it as its `frames`, and the processor takes the views as they are. What is missing is
     decoded when the object is made; processes that are started with the same dataset share the work. An entry is found
     again by the dataset's fingerprint, the video file behind it, the camera's form, and the versions of the libraries
     that make the pixels.
@@ -89,13 +91,13 @@ class _Builder:
         return num_whole_rows(path) == self.dataset.episode_lengths[place[1]]
 
     def write(self, place: Place, path: Path) -> None:
-        write_rows(path, self._views(*place))
+        write_rows(path, self._prepared(*place))
 
-    def _views(self, camera: CameraSpec, episode: int) -> Iterator[np.ndarray]:
+    def _prepared(self, camera: CameraSpec, episode: int) -> Iterator[np.ndarray]:
         length = self.dataset.episode_lengths[episode]
         for start in range(0, length, FRAMES_PER_BATCH):
             frames = self.dataset.frames(camera.name, episode, range(start, min(start + FRAMES_PER_BATCH, length)))
-            yield np.stack([camera.view(frame) for frame in frames])
+            yield np.stack([camera.prepare(frame).pixels for frame in frames])
 
 
 def _folder(dataset: LeRobotDataset, camera: CameraSpec, folder: str | os.PathLike | None) -> Path:
@@ -118,7 +120,7 @@ def _check_space(missing: Mapping[Path, Place], dataset: LeRobotDataset) -> None
     if not missing:
         return
     frames = {place: dataset.episode_lengths[place[1]] for place in missing.values()}
-    needed = sum(frames[camera, episode] * camera.height * camera.width * 3 for camera, episode in frames)
+    needed = sum(frames[camera, episode] * math.prod(camera.prepared_size) * 3 for camera, episode in frames)
     folder = next(iter(missing)).parent
     free = shutil.disk_usage(folder).free
     if free < needed:

@@ -40,6 +40,11 @@ class CameraSpec:
             if height < 1 or width < 1:
                 raise ValueError(f"camera {self.name!r} needs a positive size, got {height} x {width}")
 
+    @property
+    def prepared_size(self) -> tuple[int, int]:
+        """(height, width) of what `prepare` makes: `first_size`, or the part of the canvas."""
+        return self.first_size or (self.height, self.width)
+
     def prepare(self, image: "np.ndarray | Image.Image | CameraView") -> "CameraView":
         """The image turned if need be and resized for the first time: to `first_size`, or straight to the canvas.
 
@@ -55,7 +60,7 @@ class CameraSpec:
             )
         if self.rotate_180:
             image = image.transpose(Image.Transpose.ROTATE_180)
-        return CameraView(np.asarray(_resized(image, self.first_size or (self.height, self.width))), self)
+        return CameraView(np.asarray(_resized(image, self.prepared_size)), self)
 
     def view(self, image: "np.ndarray | Image.Image | CameraView") -> np.ndarray:
         """The camera's part of the canvas: turned if need be, then resized (PIL, bilinear, antialiased).
