@@ -143,8 +143,8 @@ def test_augmentation_is_the_presets_unless_told_otherwise(libero):
 
 def test_frames_that_are_encoded_once_cannot_be_augmented(libero):
     with pytest.raises(ValueError, match="--precompute needs --augmentation none"):
-        options(libero, precompute=True).load()
-    options(libero, precompute=True, augmentation="none").load()
+        options(libero, precompute=True).check_precomputable()
+    options(libero, precompute=True, augmentation="none").check_precomputable()
 
 
 def test_options_spelled_out_make_the_same_contract(libero):

@@ -124,7 +124,6 @@ def test_only_the_chosen_episodes_are_looked_at_for_damage(damaged, caplog):
         ({"dataset_revision": "main"}, "dataset_revision: of one dataset only"),
         ({"dataset_weights": [1.0]}, "1 dataset_weights for 2 datasets"),
         ({"validation": "1", "eval_episodes": "0"}, "eval_episodes: of one dataset only|both hold episodes out"),
-        ({"precompute": True}, "--precompute is for one dataset"),
     ],
 )
 def test_options_that_contradict_one_another_are_errors(datasets, options, message):
@@ -134,6 +133,11 @@ def test_options_that_contradict_one_another_are_errors(datasets, options, messa
         DataOptions().load()
     with pytest.raises(ValueError, match="named once"):
         DataOptions([datasets[0]] * 2).load()
+
+
+def test_frames_of_several_datasets_are_not_encoded_once(datasets):
+    with pytest.raises(ValueError, match="--precompute is for one dataset"):
+        DataOptions(datasets, precompute=True).check_precomputable()
 
 
 def test_weights_mix_the_samples(datasets):

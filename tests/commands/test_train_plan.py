@@ -108,6 +108,27 @@ def test_a_recipe_in_half_precision_can_ask_for_its_plan_itself(words, tmp_path,
     assert "samples per epoch" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--augmentation", "libero"], "encoded once, so they cannot be augmented"),
+        (["--cache_frames"], "precompute keeps frames and instructions already"),
+        (["--cache_instructions"], "precompute keeps frames and instructions already"),
+    ],
+)
+@pytest.mark.parametrize("command", [["train", "--dry_run"], ["train"], ["cache"]])
+def test_caches_that_exclude_one_another_are_refused_by_plan_run_and_cache(words, command, more, message):
+    with pytest.raises(SystemExit, match=message):
+        main([*command, *words, "--precompute", *more, "--use_cpu", "true"])
+
+
+@pytest.mark.parametrize("cache", ["--cache_instructions", "--precompute"])
+def test_a_family_whose_words_are_read_with_the_image_has_no_plan_with_cached_words(cache):
+    words = ["--pipeline", "AIDC-AI/Ovis-U1-3B", "--data_preset", "libero", "--augmentation", "none"]
+    with pytest.raises(SystemExit, match="ovis-u1 reads the words with the image: no text can be encoded once"):
+        main(["train", "--dry_run", *words, cache])
+
+
 def test_what_the_policy_sees_must_be_known(words):
     with pytest.raises(SystemExit, match="give --data_preset, or --dataset"):
         main(["train", "--dry_run", "--pipeline", "OmniGen2/OmniGen2"])

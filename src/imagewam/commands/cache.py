@@ -11,7 +11,7 @@ from transformers import set_seed
 
 from ..training.arguments import ImageWAMTrainingArguments
 from ..training.precomputed import PrecomputedCollator
-from .cache_options import CacheOptions
+from .cache_options import CacheOptions, check_caches
 from .data_options import DataOptions
 from .options import parse_options
 from .policy_options import PolicyOptions
@@ -30,6 +30,7 @@ def main(argv: Sequence[str]) -> None:
         )
     if not (caches.cache_frames or caches.cache_instructions or data.precompute):
         raise ValueError("nothing to cache: give --cache_frames, --cache_instructions or --precompute")
+    check_caches(data, caches)
     set_seed(args.seed)
     train, held_out = data.load()
     datasets = [*train, *held_out]

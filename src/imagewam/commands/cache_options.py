@@ -11,6 +11,7 @@ from ..modeling.modeling_imagewam import ImageWAMForActionPrediction
 from ..processing.contract import PolicyContract
 from ..processing_imagewam import ImageWAMProcessor
 from ..training.instruction_cache import InstructionCache
+from .data_options import DataOptions
 from .options import option
 
 
@@ -48,3 +49,12 @@ class CacheOptions:
             return None
         texts = {text for dataset in datasets for text in dataset.tasks.values()}
         return InstructionCache(policy, processor, texts, self.cache_dir, dtype)
+
+
+def check_caches(data: DataOptions, caches: CacheOptions) -> None:
+    """Raise ValueError where a run could not train with the caches that are asked for."""
+    if not data.precompute:
+        return
+    if caches.cache_frames or caches.cache_instructions:
+        raise ValueError("precompute keeps frames and instructions already: give it, or cache_frames and others")
+    data.check_precomputable()

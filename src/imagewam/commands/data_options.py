@@ -76,10 +76,8 @@ class DataOptions(RecordingOptions):
         """Training and held-out recordings, under the preset's names if there is one.
 
         Raises:
-            ValueError: they overlap, do not fit the preset, or are to be augmented after they were encoded.
+            ValueError: they overlap, or do not fit the preset.
         """
-        if self.precompute:
-            self.check_precomputable()
         train, held_out = self.recordings(self._used_cameras)
         return [self._named(dataset) for dataset in train], [self._named(dataset) for dataset in held_out]
 

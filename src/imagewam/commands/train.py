@@ -23,7 +23,7 @@ from ..training.lora import add_adapters
 from ..training.precomputed import PrecomputedCollator, PrecomputedInstructions
 from ..training.quantization import quantize_editing
 from ..training.trainer import ImageWAMTrainer
-from .cache_options import CacheOptions
+from .cache_options import CacheOptions, check_caches
 from .data_options import DataOptions, Recordings
 from .options import parse_options, show_table
 from .policy_options import PolicyOptions
@@ -77,8 +77,7 @@ def build_trainer(
     data: DataOptions, options: PolicyOptions, caches: CacheOptions, args: ImageWAMTrainingArguments
 ) -> ImageWAMTrainer:
     """Everything that `main` trains with, checked."""
-    if data.precompute and (caches.cache_frames or caches.cache_instructions):
-        raise ValueError("precompute keeps frames and instructions already: give it, or cache_frames and others")
+    check_caches(data, caches)
     if options.quantize_editing and not options.lora_rank:
         raise ValueError("quantize_editing: quantised weights are not trained, adapters on them are: give lora_rank")
     set_seed(args.seed)

@@ -17,7 +17,9 @@ from ..inference.variants import variant_of_pipeline
 from ..processing.camera_layout import CameraLayout
 from ..processing.contract import PolicyContract
 from ..training.arguments import ImageWAMTrainingArguments
-from .cache_options import CacheOptions
+from ..training.instruction_cache import check_words_alone
+from ..training.latent_cache import check_frames_alone
+from .cache_options import CacheOptions, check_caches
 from .data_options import DataOptions
 from .options import show_table
 from .policy_options import PolicyOptions
@@ -82,6 +84,7 @@ def plan_training(
         ValueError: they contradict themselves, or there is no plan for them.
     """
     _check_plannable(policy, args)
+    check_caches(data, caches)
     variant = variant_of_pipeline(policy.pipeline)
     contract, samples, source = _contract(data, policy)
     check_recipe(recipe, policy, args, contract.horizon)
@@ -105,8 +108,11 @@ def plan_training(
         policy.lora_rank,
     )
     frozen = dict(step.frozen)
+    if data.precompute:
+        check_frames_alone(step.policy)
+    if caches.cache_instructions or data.precompute:
+        check_words_alone(step.policy)
     if caches.cache_instructions:
-        _check_words_alone(step)
         del frozen["text_encoder"]
     frozen_bytes = sum(p.nbytes for part in frozen.values() for p in part.parameters())
     encoding = step.encoding_peak()
@@ -148,12 +154,6 @@ def _check_plannable(policy: PolicyOptions, args: TrainingArguments) -> None:
         raise ValueError("a dry run plans whole weights: give no --quantize_editing, which takes less")
     if args.optim not in PLANNED_OPTIMIZERS:
         raise ValueError(f"a dry run knows what {' and '.join(PLANNED_OPTIMIZERS)} keep, got optim {args.optim.value}")
-
-
-def _check_words_alone(step: TrainingStep) -> None:
-    backbone = step.policy.backbone
-    if backbone.text_sees_image:
-        raise ValueError(f"{backbone.family} reads the words with the image: no instruction can be encoded beforehand")
 
 
 def _contract(data: DataOptions, policy: PolicyOptions) -> tuple[PolicyContract, int | None, str]:
