@@ -32,17 +32,37 @@ def entries(folder):
 
 
 def test_a_recipes_caches_are_filled_once(recipe, tmp_path, capsys):
-    main(["cache", str(recipe), "--cache_frames", "--cache_instructions"])
+    main(["cache", str(recipe), "--cache_frames"])
     assert "12 rows of" in capsys.readouterr().out
     main(["cache", str(recipe), "--precompute"])
     found = entries(tmp_path / "cache")
     kinds = [path.relative_to(tmp_path / "cache").parts[0] for path in found]
     assert {kind: kinds.count(kind) for kind in kinds} == {"frames": 3, "latents": 3, "instructions": 2}
-    for options in (["--cache_frames", "--cache_instructions"], ["--precompute"]):
-        main(["cache", str(recipe), *options])
+    for option in ("--cache_frames", "--precompute"):
+        main(["cache", str(recipe), option])
     assert entries(tmp_path / "cache") == found
 
 
 def test_a_recipe_that_asks_for_no_cache_is_told(recipe):
     with pytest.raises(SystemExit, match="nothing to cache: give --cache_frames"):
         main(["cache", str(recipe)])
+
+
+@pytest.mark.parametrize("command", ["cache", "train"])
+def test_a_text_encoder_that_must_stay_is_told_before_it_is_run(recipe, tmp_path, command):
+    """Training with cached instructions lets go of it, and nobody knows where the tiny pipeline's could come from."""
+    with pytest.raises(SystemExit, match="text_encoder cannot be released.*start from a pipeline on the hub"):
+        main([command, str(recipe), "--cache_instructions", "--output_dir", str(tmp_path / "run")])
+    assert not entries(tmp_path / "cache")
+
+
+def test_instructions_of_a_saved_policy_are_cached_once(recipe, tmp_path):
+    policy = tmp_path / "policy"
+    main(["train", str(recipe), "--output_dir", str(policy), "--max_steps", "1", "--save_frozen"])
+    words = ["cache", "--checkpoint", str(policy), "--dataset", str(tmp_path / "data"), "--cache_instructions"]
+    words += ["--cache_dir", str(tmp_path / "cache"), "--use_cpu"]
+    main(words)
+    found = entries(tmp_path / "cache")
+    assert len(found) == 2
+    main(words)
+    assert entries(tmp_path / "cache") == found

@@ -10,7 +10,7 @@ from ..data.lerobot_dataset import LeRobotDataset
 from ..modeling.modeling_imagewam import ImageWAMForActionPrediction
 from ..processing.contract import PolicyContract
 from ..processing_imagewam import ImageWAMProcessor
-from ..training.instruction_cache import InstructionCache
+from ..training.instruction_cache import InstructionCache, check_releasable
 from .data_options import DataOptions
 from .options import option
 
@@ -44,9 +44,13 @@ class CacheOptions:
         Args:
             policy: lies where its text encoder may compute; `release_text_encoder` lets go of that afterwards.
             dtype: what the text encoder computes in.
+
+        Raises:
+            ValueError: the text encoder could not be loaded again, so that training would have to keep it.
         """
         if not self.cache_instructions:
             return None
+        check_releasable(policy)  # before hours of encoding
         texts = {text for dataset in datasets for text in dataset.tasks.values()}
         return InstructionCache(policy, processor, texts, self.cache_dir, dtype)
 

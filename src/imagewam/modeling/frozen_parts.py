@@ -70,6 +70,11 @@ class FrozenParts:
         """
         if name not in self.frozen:
             return
+        self.check_releasable(name)
+        object.__setattr__(self, "frozen", {key: part for key, part in self.frozen.items() if key != name})
+
+    def check_releasable(self, name: str) -> None:
+        """Raise ValueError if the frozen part could not be loaded again."""
         try:
             resolve_reference(self.config.frozen_parts[name], self.config)
         except (KeyError, ValueError) as error:
@@ -77,7 +82,6 @@ class FrozenParts:
                 f"the frozen {name} cannot be released, for it could not be loaded again ({error}): start from a "
                 "pipeline on the hub, or from a policy that was saved with its frozen parts"
             ) from error
-        object.__setattr__(self, "frozen", {key: part for key, part in self.frozen.items() if key != name})
 
     def _parameter(self) -> nn.Parameter:
         return next(self.parameters())

@@ -9,12 +9,15 @@ import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from transformers.utils import logging
 
 from ..disk_cache import build_entries, content_folder
 from ..inference.instruction_encoder import Prompt, encode_tokens, text_tokens
 from ..modeling.modeling_imagewam import ImageWAMForActionPrediction
 from ..processing_imagewam import ImageWAMProcessor
 from .frozen_identity import cast_part, frozen_identity, tensor_bytes, text_parts, weights_hash
+
+logger = logging.get_logger(__name__)
 
 FORMAT = 1  # to be raised when entries come to hold something else
 OPEN_PROMPTS = 64
@@ -71,6 +74,22 @@ def release_text_encoder(policy: ImageWAMForActionPrediction) -> None:
     """Let go of what reads instructions, once they are cached; ValueError where it could not be loaded again."""
     for name in text_parts(policy):
         policy.backbone.release_frozen(name)
+
+
+def release_where_possible(policy: ImageWAMForActionPrediction) -> None:
+    """The same, but what could not be loaded again stays, with a warning."""
+    try:
+        check_releasable(policy)
+    except ValueError as error:
+        logger.warning(f"training keeps the text encoder in memory, which it has no use for: {error}")
+    else:
+        release_text_encoder(policy)
+
+
+def check_releasable(policy: ImageWAMForActionPrediction) -> None:
+    """Raise ValueError where what reads instructions could not be loaded again."""
+    for name in text_parts(policy):
+        policy.backbone.check_releasable(name)
 
 
 def check_words_alone(policy: ImageWAMForActionPrediction) -> None:
