@@ -263,6 +263,23 @@ def test_cached_instructions_keep_the_text_encoder_away(policy, dataset, tmp_pat
         build_trainer(*parse_options(types, [*words, "--precompute", "true"], "train", ""))
 
 
+def test_precompute_lets_go_of_the_text_encoder_where_it_can_be_loaded_again(
+    policy, recipe, dataset, tmp_path, caplog
+):
+    types = (DataOptions, PolicyOptions, CacheOptions, ImageWAMTrainingArguments)
+    more = ["--output_dir", str(tmp_path / "run"), "--precompute", "true", "--cache_dir", str(tmp_path / "caches")]
+    words = ["--checkpoint", str(policy), "--dataset", str(dataset), "--eval_episodes", "2"]
+    words += ["--save_frozen", "true", "--use_cpu", "true"]
+    warning = "keeps the text encoder in memory"
+    released = build_trainer(*parse_options(types, [*words, *more], "train", ""))
+    assert set(released.policy.backbone.frozen) == {"vae"}
+    assert not any(warning in message for message in caplog.messages)
+    assert "prompt_embeds" in released.data_collator([released.train_dataset[0]])
+    kept = build_trainer(*parse_options(types, [str(recipe), *more], "train", ""))
+    assert set(kept.policy.backbone.frozen) == {"vae", "text_encoder"}
+    assert any(warning in message for message in caplog.messages)
+
+
 def test_a_policy_of_several_robots_is_shown_and_asked_robot_by_robot(policy, dataset, tmp_path, capsys):
     shutil.copytree(policy, tmp_path / "policy")
     processor = ImageWAMProcessor.from_pretrained(policy)

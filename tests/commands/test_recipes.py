@@ -137,6 +137,13 @@ def test_adapters_fit_a_card_of_24_gb(tmp_path, capsys):
         assert text in output
 
 
+@pytest.mark.slow
+def test_precompute_needs_no_text_encoder_in_training(tmp_path):
+    cached = plan(ADAPTERS, tmp_path)
+    precomputed = plan(ADAPTERS, tmp_path, "--cache_instructions=false", "--precompute", "--augmentation", "none")
+    assert precomputed["memory"] == cached["memory"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -85,6 +85,14 @@ def test_runs_without_a_plan(words, tmp_path, more, message):
         plan(words, tmp_path, *more)
 
 
+def test_a_plan_counts_the_text_encoder_that_precompute_cannot_let_go_of(words, tmp_path):
+    """One of a local folder; nobody could load it again."""
+    plain, precomputed, cached = (
+        plan(words, tmp_path, *more) for more in ([], ["--precompute"], ["--cache_instructions"])
+    )
+    assert plain["memory"]["frozen"] == precomputed["memory"]["frozen"] > cached["memory"]["frozen"]
+
+
 @pytest.mark.parametrize(
     ("entries", "words", "on_cpu"),
     [

@@ -18,7 +18,7 @@ from ..training.baselines import Baseline, matching_state_index, mean_action, re
 from ..training.checkpoints import last_complete_checkpoint
 from ..training.checks import check_canvas_fits
 from ..training.frozen_identity import text_parts
-from ..training.instruction_cache import release_text_encoder
+from ..training.instruction_cache import release_text_encoder, release_where_possible
 from ..training.lora import add_adapters
 from ..training.precomputed import PrecomputedCollator, PrecomputedInstructions
 from ..training.quantization import quantize_editing
@@ -102,6 +102,7 @@ def build_trainer(
     collator = None if instructions is None else PrecomputedInstructions(processor, instructions)
     if data.precompute:
         collator = PrecomputedCollator(policy.to(args.device), processor, [*train, *held_out], caches.cache_dir)
+        release_where_possible(policy)
 
     def samples(recordings: Recordings) -> list[ActionChunkDataset]:
         """In the contract's form, with the target frames of the policy's config."""

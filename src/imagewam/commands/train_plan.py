@@ -16,6 +16,7 @@ from ..inference.training_step import Part, Precision, TrainingStep
 from ..inference.variants import variant_of_pipeline
 from ..processing.camera_layout import CameraLayout
 from ..processing.contract import PolicyContract
+from ..references import names_a_repo
 from ..training.arguments import ImageWAMTrainingArguments
 from ..training.instruction_cache import check_words_alone
 from ..training.latent_cache import check_frames_alone
@@ -112,7 +113,7 @@ def plan_training(
         check_frames_alone(step.policy)
     if caches.cache_instructions or data.precompute:
         check_words_alone(step.policy)
-    if caches.cache_instructions:
+    if caches.cache_instructions or (data.precompute and names_a_repo(policy.pipeline)):
         del frozen["text_encoder"]
     frozen_bytes = sum(p.nbytes for part in frozen.values() for p in part.parameters())
     encoding = step.encoding_peak()
