@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from tiny_training_parts import HORIZON, TinyDataset, tiny_policy, tiny_processor
+from tiny_training_parts import HORIZON, INSTRUCTION, TinyDataset, tiny_policy, tiny_processor
 
 from imagewam import ImageWAMProcessor
 from imagewam.data.collator import ImageWAMCollator
@@ -196,6 +196,22 @@ def test_frames_of_another_robot_are_refused(policy, processor, samples, tmp_pat
     assert collator([{**samples[0], "embodiment": "stiff"}])["actions"].shape == (1, HORIZON, 2)
     with pytest.raises(ValueError, match="encoded as those of 'stiff', got samples of {'loose'}"):
         collator([{**samples[0], "embodiment": "loose"}])
+
+
+@torch.no_grad()
+def test_words_read_by_the_editing_network_are_found_again_after_training(tmp_path):
+    """OmniGen's own token table is all that instruction embeddings are made of, and it stays as it is."""
+    policy = tiny_policy(family="omnigen").eval()
+    processor = tiny_processor(policy, size=16)
+    before = InstructionCache(policy, processor, [INSTRUCTION], tmp_path)[INSTRUCTION]
+    for parameter in policy.parameters():
+        if parameter.requires_grad:
+            parameter.add_(1e-2)
+    trained = InstructionCache(policy, processor, [INSTRUCTION], tmp_path)[INSTRUCTION]
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 1 and torch.equal(trained.embeds, before.embeds)
+    policy.backbone.word_table.weight.add_(1e-2)
+    other = InstructionCache(policy, processor, [INSTRUCTION], tmp_path)[INSTRUCTION]
+    assert not torch.equal(other.embeds, before.embeds)
 
 
 def test_damaged_entries_are_refused_or_built_anew(policy, processor, samples, tmp_path):

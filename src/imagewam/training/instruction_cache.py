@@ -100,8 +100,8 @@ def check_words_alone(policy: ImageWAMForActionPrediction) -> None:
 
 def _content(policy: ImageWAMForActionPrediction, dtype: torch.dtype | None) -> dict:
     parts = {name: frozen_identity(policy, name, dtype) for name in text_parts(policy)}
-    if not parts:  # the editing network has the table of words
-        parts = {"transformer": weights_hash(policy.backbone.transformer)}
+    if not parts:  # not the editing network as a whole: the rest of it is trained
+        parts = {"word_table": weights_hash(policy.backbone.word_table)}
     return {"format": FORMAT, "backbone": policy.config.backbone, "parts": parts}
 
 

@@ -240,6 +240,11 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
         """`[B, pooled_dim]`, for families that have a `pooled_dim`. Arguments as for `encode_instruction`."""
         raise NotImplementedError(f"{self.family} has no pooled instruction embedding")
 
+    @property
+    def word_table(self) -> nn.Module:
+        """The frozen module of the editing network that reads instructions, for families without a text encoder."""
+        raise NotImplementedError(f"{self.family} reads instructions with its text encoder")
+
     @abstractmethod
     def encode_image(self, pixel_values: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """`[B, 3, H, W]` in [-1, 1] -> tokens `[B, N, C]` and their (rows, columns). Deterministic."""

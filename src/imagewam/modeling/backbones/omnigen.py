@@ -85,7 +85,11 @@ class OmniGenBackbone(EditingBackbone):
 
     def freeze_unused_weights(self) -> None:
         """As in other families, instruction embeddings carry no gradient: the token table cannot learn."""
-        self.transformer.embed_tokens.requires_grad_(False)
+        self.word_table.requires_grad_(False)
+
+    @property
+    def word_table(self) -> nn.Embedding:
+        return self.transformer.embed_tokens
 
     @property
     def attention_layers(self) -> list[AttentionGeometry]:
@@ -112,7 +116,7 @@ class OmniGenBackbone(EditingBackbone):
 
     def encode_instruction(self, input_ids, attention_mask, pixel_values=None) -> tuple[Tensor, Tensor]:
         """Rows of the token table: `[B, L, text_dim]`."""
-        return self.transformer.embed_tokens(input_ids), attention_mask
+        return self.word_table(input_ids), attention_mask
 
     def encode_image(self, pixel_values: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Mean of the VAE posterior, scaled, in patches. (The pipeline draws from the posterior.)"""
