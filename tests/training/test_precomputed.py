@@ -12,6 +12,7 @@ from tiny_training_parts import HORIZON, INSTRUCTION, TinyDataset, tiny_policy, 
 
 from imagewam import ImageWAMProcessor
 from imagewam.data.collator import ImageWAMCollator
+from imagewam.data.frame_cache import PIXEL_LIBRARIES
 from imagewam.training.instruction_cache import InstructionCache, release_text_encoder
 from imagewam.training.latent_cache import LatentCache
 from imagewam.training.precomputed import PrecomputedCollator, PrecomputedInstructions
@@ -159,6 +160,16 @@ def test_other_weights_datasets_and_cameras_have_entries_of_their_own(policy, pr
     LatentCache(trained_on, processor, [TwoEpisodes(size=4)], tmp_path)
     LatentCache(policy, tiny_processor(policy, size=16), [TwoEpisodes(size=4)], tmp_path)
     assert len(list((tmp_path / "latents").iterdir())) == 4
+
+
+@pytest.mark.parametrize("library", ["av", "pillow"])
+def test_latents_of_frames_that_another_library_made_have_entries_of_their_own(
+    policy, processor, tmp_path, monkeypatch, library
+):
+    LatentCache(policy, processor, [TwoEpisodes(size=4)], tmp_path)
+    monkeypatch.setitem(PIXEL_LIBRARIES, library, "0.0")
+    LatentCache(policy, processor, [TwoEpisodes(size=4)], tmp_path)
+    assert len(list((tmp_path / "latents").iterdir())) == 2
 
 
 def test_several_recordings_are_refused(policy, processor, tmp_path):

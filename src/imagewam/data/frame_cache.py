@@ -19,6 +19,8 @@ from .row_files import num_whole_rows, read_rows, write_rows
 
 FORMAT = 2  # to be raised when entries come to hold something else
 FRAMES_PER_BATCH = 32
+# They decode and resize: other versions may make other pixels of the same video.
+PIXEL_LIBRARIES = {"av": av.__version__, "pillow": PIL.__version__}
 Place = tuple[CameraSpec, int]  # camera and episode
 
 
@@ -106,7 +108,7 @@ def _folder(dataset: LeRobotDataset, camera: CameraSpec, folder: str | os.PathLi
         "dataset": dataset.fingerprint,
         "feature": dataset.camera_key(camera.name),
         "camera": dataclasses.asdict(camera),
-        "libraries": {"av": av.__version__, "pillow": PIL.__version__},
+        "libraries": PIXEL_LIBRARIES,
     }
     return content_folder("frames", content, folder)
 

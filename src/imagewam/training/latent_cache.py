@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import xxhash
 
+from ..data.frame_cache import PIXEL_LIBRARIES
 from ..data.lerobot_dataset import STATE_KEY, LeRobotDataset
 from ..data.row_files import num_whole_rows, read_rows, write_rows
 from ..disk_cache import build_entries, content_folder
@@ -27,7 +28,8 @@ class LatentCache:
 
     What is missing is encoded when the object is made, on the policy's device; processes that are started with the
     same datasets share the work. An entry is found again by the identity and precision of the VAE, the cameras and
-    their layout, the dataset's fingerprint and the video files behind it. Frames are encoded in batches of 32.
+    their layout, the dataset's fingerprint, the video files behind it, and the versions of the libraries that make the
+    pixels. Frames are encoded in batches of 32.
 
     Args:
         policy: its VAE must not change afterwards.
@@ -109,6 +111,7 @@ def _content(policy: ImageWAMForActionPrediction, processor: ImageWAMProcessor, 
         "cameras": [dataclasses.asdict(camera) for camera in contract.cameras],
         "layout": contract.layout,
         "dataset": dataset.fingerprint,
+        "libraries": PIXEL_LIBRARIES,
     }
 
 
