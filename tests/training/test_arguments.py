@@ -31,3 +31,10 @@ def test_schedule_warms_up_over_a_twentieth_and_ends_at_a_hundredth(tmp_path):
 def test_another_schedule_gets_no_minimum_rate(tmp_path):
     args = ImageWAMTrainingArguments(output_dir=str(tmp_path), use_cpu=True, lr_scheduler_type="constant")
     assert args.lr_scheduler_kwargs is None
+
+
+def test_averages_exclude_the_best_model_at_the_end(tmp_path):
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1}
+    with pytest.raises(ValueError, match="ema_decay 0.9 and load_best_model_at_end.*give one of the two"):
+        ImageWAMTrainingArguments(output_dir=str(tmp_path), use_cpu=True, ema_decay=0.9, **best)
+    ImageWAMTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **best)

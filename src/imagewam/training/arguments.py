@@ -48,7 +48,7 @@ class ImageWAMTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Keep a moving average of the trained weights with this decay (such as 0.9999); it is what "
-            "evaluations measure and what is saved as the policy. Not with FSDP."
+            "evaluations measure and what is saved as the policy. Not with FSDP or load_best_model_at_end."
         },
     )
     log_samples: int = field(
@@ -73,6 +73,11 @@ class ImageWAMTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay is between 0 and 1, got {self.ema_decay}")
+        if self.ema_decay is not None and self.load_best_model_at_end:
+            raise ValueError(
+                f"ema_decay {self.ema_decay} and load_best_model_at_end: the last step's averages would be saved, "
+                "not those of the best one; give one of the two"
+            )
         if self.log_samples < 0:
             raise ValueError(f"log_samples is a number of samples, or 0 for none, got {self.log_samples}")
         if self.enable_jit_checkpoint:
