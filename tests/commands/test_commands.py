@@ -163,6 +163,23 @@ def test_adapters_are_resumed_and_merged_into_a_whole_policy(recipe, tmp_path):
         main([*words, "--resume_from_checkpoint", "last", "--edit_mode", "prefix"])
 
 
+def test_adapters_do_not_go_on_with_other_episodes(recipe, tmp_path):
+    """As many samples, but other statistics under the same adapters."""
+    words = ["train", str(recipe), "--output_dir", str(tmp_path / "run"), "--lora_rank", "2", "--save_steps", "1"]
+    main(words)
+    other = ["--train_episodes", "1:3", "--eval_episodes", "0", "--resume_from_checkpoint", "last"]
+    with pytest.raises(SystemExit, match="(?s)not the statistics.*policy: .*episodes 0:2.*given: .*episodes 1:3"):
+        main([*words, *other])
+
+
+def test_a_run_does_not_go_on_with_other_data_options(policy, recipe):
+    words = ["train", str(recipe), "--output_dir", str(policy), "--resume_from_checkpoint", "last", "--max_steps", "3"]
+    with pytest.raises(SystemExit, match="augmentation: none in it, libero now"):
+        main([*words, "--augmentation", "libero"])
+    with pytest.raises(SystemExit, match="turn_images: False in it, True now"):
+        main([*words, "--turn_images"])
+
+
 def test_adapters_on_quantised_weights_with_averages_and_pictures(recipe, tmp_path):
     pytest.importorskip("bitsandbytes")
     words = ["train", str(recipe), "--output_dir", str(tmp_path), "--lora_rank", "2", "--quantize_editing", "nf4"]

@@ -135,6 +135,16 @@ def test_options_that_contradict_one_another_are_errors(datasets, options, messa
         DataOptions([datasets[0]] * 2).load()
 
 
+def test_a_resumed_run_compares_the_order_and_the_weights_of_datasets(datasets):
+    def settings(roots, weights):
+        data = DataOptions(roots, dataset_weights=weights)
+        return data.run_settings(data.load()[0])
+
+    ours, theirs = settings(datasets, [3.0, 1.0]), settings(datasets[::-1], [1.0, 3.0])
+    assert ours["datasets"] == theirs["datasets"][::-1] and len(set(ours["datasets"])) == 2
+    assert (ours["dataset_weights"], theirs["dataset_weights"]) == ([3.0, 1.0], [1.0, 3.0])
+
+
 def test_frames_of_several_datasets_are_not_encoded_once(datasets):
     with pytest.raises(ValueError, match="--precompute is for one dataset"):
         DataOptions(datasets, precompute=True).check_precomputable()

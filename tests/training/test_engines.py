@@ -131,6 +131,21 @@ def test_fsdp_is_not_left_out_in_silence(tmp_path, monkeypatch):
         make_trainer(tmp_path)
 
 
+def test_a_run_goes_on_with_the_settings_that_its_user_named(tmp_path):
+    def trainer(**settings):
+        return make_trainer(tmp_path, max_steps=2, save_strategy="steps", save_steps=1, trainer_kwargs=settings)
+
+    settings = {"dataset_weights": (3, 1), "datasets": ["a", "b"]}
+    trainer(run_settings=settings).train()
+    checkpoint = str(tmp_path / "checkpoint-1")
+    trainer(run_settings=settings).train(resume_from_checkpoint=checkpoint)
+    other = settings | {"datasets": ["b", "a"]}
+    with pytest.raises(ValueError, match=r"settings: datasets: \['a', 'b'\] in it, \['b', 'a'\] now$"):
+        trainer(run_settings=other).train(resume_from_checkpoint=checkpoint)
+    with pytest.raises(ValueError, match=r"dataset_weights: \[3, 1\] in it, None now; datasets: .* in it, None now$"):
+        trainer().train(resume_from_checkpoint=checkpoint)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

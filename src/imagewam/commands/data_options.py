@@ -152,15 +152,28 @@ class DataOptions(RecordingOptions):
             return samples
         return AugmentedDataset(samples, self.image_augmentation, contract.cameras, seed)
 
+    def run_settings(self, recordings: Recordings) -> dict[str, Any]:
+        """What of the data must be the same where a run is resumed, by name; numbers of samples cannot tell it."""
+        return {
+            "datasets": [dataset.fingerprint[:12] for dataset in recordings],
+            "dataset_weights": self.dataset_weights,
+            "augmentation": self.augmentation_name,
+            "turn_images": self.turn_images,
+        }
+
     @property
     def preset(self) -> DataPreset | None:
         return DATA_PRESETS[self.data_preset] if self.data_preset else None
 
     @property
+    def augmentation_name(self) -> str:
+        """What `augmentation` or else the preset says."""
+        return self.augmentation or self.data_preset or "none"
+
+    @property
     def image_augmentation(self) -> ImageAugmentation | None:
-        """What `augmentation` or else the preset says; None for none."""
-        name = self.augmentation or self.data_preset
-        return None if name in (None, "none") else DATA_PRESETS[name].augmentation
+        """That of `augmentation_name`; None for none."""
+        return None if self.augmentation_name == "none" else DATA_PRESETS[self.augmentation_name].augmentation
 
     @property
     def settled_by_checkpoint(self) -> list[str]:

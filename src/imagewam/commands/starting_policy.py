@@ -28,6 +28,7 @@ def starting_policy(
 
     Raises:
         ValueError: nothing to start from, or options that contradict the checkpoint.
+        ContractMismatchError: adapters are resumed on other recordings than they were trained on.
     """
     if options.checkpoint:
         settled = data.settled_by_checkpoint + given_options(options, [*options.BUILD, *options.CONFIG])
@@ -45,6 +46,9 @@ def starting_policy(
         data.check_policy(processor.contract, checkpoint)
     elif options.pipeline:
         policy, processor = new_policy(data, options, recordings, seed)
+        if resume_from:  # its adapters learned with these numbers
+            resumed = ImageWAMProcessor.from_pretrained(resume_from)
+            resumed.check_statistics(processor.statistics, training_data=processor.training_data)
     else:
         raise ValueError("adapters are resumed on the policy that they were put on: give --pipeline or --checkpoint")
     if options.attn_implementation:

@@ -121,6 +121,7 @@ def build_trainer(
         if is_new
         else compute_statistics(train, contract.horizon, contract.action.relative_to_state),
         baselines=dataset_baselines(train),
+        run_settings=data.run_settings(train),
     )
 
 

@@ -66,11 +66,12 @@ def check_resumable(folder: str | Path, run: Mapping[str, Any]) -> None:
     if not is_complete(folder):
         raise ValueError(f"{folder} cannot be resumed: it lacks {RUN_FILE}, which is written when all else is there")
     saved = json.loads(Path(folder, RUN_FILE).read_text(encoding="utf-8"))
+    run = json.loads(json.dumps(run))  # a tuple is read as a list
     free = {"processes"} if saved["engine"] == run["engine"] == "DDP" else set()
     changed = [
-        f"{name}: {saved.get(name)} in it, {run[name]} now"
-        for name in run
-        if name not in free and saved.get(name) != run[name]
+        f"{name}: {saved.get(name)} in it, {run.get(name)} now"
+        for name in {**run, **saved}
+        if name not in free and saved.get(name) != run.get(name)
     ]
     if changed:
         raise ValueError(f"the run of {folder} cannot go on exactly with other settings: {'; '.join(changed)}")

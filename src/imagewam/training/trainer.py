@@ -83,6 +83,8 @@ class ImageWAMTrainer(Trainer):
             by embodiment.
         baselines: predictors measured beside the policy in every evaluation (`imagewam.training.baselines`); of
             several robots by embodiment.
+        run_settings: JSON values by name that must be the same where the run is resumed, such as the weights of
+            datasets; kept in every checkpoint's `run.json` beside what the trainer itself compares.
 
     Raises:
         ValueError: before the first step, if the policy, the processor and the datasets disagree, or if a checkpoint
@@ -99,6 +101,7 @@ class ImageWAMTrainer(Trainer):
         data_collator=None,
         train_statistics: Mapping[str, Any] | None = None,
         baselines: Mapping[str, Baseline | Mapping[str, Baseline]] | None = None,
+        run_settings: Mapping[str, Any] | None = None,
         **kwargs,
     ):
         self._check(model, args, processing_class, train_dataset, eval_dataset, train_statistics)
@@ -123,6 +126,7 @@ class ImageWAMTrainer(Trainer):
         # The losses are means over the batch: gradient accumulation must divide them by the number of micro-batches.
         self.model_accepts_loss_kwargs = False
         self.baselines = dict(baselines or {})
+        self._more_run_settings = dict(run_settings or {})
         if not isinstance(model, ImageWAMForActionPrediction):
             check_weights_are_whole(self.accelerator, "adapters")
         if args.ema_decay is not None:
@@ -371,7 +375,7 @@ class ImageWAMTrainer(Trainer):
 
     def _run_settings(self) -> dict[str, Any]:
         num_samples = len(self.train_dataset) if has_length(self.train_dataset) else None
-        return run_settings(self.args, self.accelerator, num_samples)
+        return self._more_run_settings | run_settings(self.args, self.accelerator, num_samples)
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
