@@ -286,6 +286,19 @@ def test_mismatches_are_errors_before_the_first_step(tmp_path, kwargs, message):
     assert not (tmp_path / "run").exists()
 
 
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(TinyDataset())
+
+
+@pytest.mark.parametrize("where", ["train_dataset", "eval_dataset"])
+def test_streams_are_refused(tmp_path, where):
+    with pytest.raises(ValueError, match="Stream is a stream, .* asked for by number: use ActionChunkDataset"):
+        make_trainer(tmp_path, **{where: Stream()})
+    with pytest.raises(ValueError, match="Stream is a stream"):
+        make_trainer(tmp_path, eval_dataset={"arm": Stream()})
+
+
 def test_statistics_of_another_dataset_are_an_error_unless_allowed(tmp_path):
     other = {**statistics(), "action": {"mean": [0.0, 1.0], "std": [1.0, 1.0]}}
     with pytest.raises(ValueError, match="not the statistics that the policy was trained with"):

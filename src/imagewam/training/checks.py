@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from ..configuration_imagewam import ImageWAMConfig
 from ..data.action_chunks import ActionChunkDataset
@@ -36,6 +36,16 @@ def check_canvas_fits(policy: ImageWAMForActionPrediction, processor: ImageWAMPr
         raise ValueError(
             f"the cameras give a canvas of {height} x {width} (height x width), the policy's image encoder needs "
             f"multiples of {multiple}"
+        )
+
+
+def check_is_no_stream(dataset: Dataset | None) -> None:
+    """Raise ValueError for a dataset whose samples have no numbers: order and resuming follow from them."""
+    dataset = without_augmentation(dataset)
+    if isinstance(dataset, IterableDataset):
+        raise ValueError(
+            f"{type(dataset).__name__} is a stream, ImageWAMTrainer needs samples that can be asked for by number: "
+            "use ActionChunkDataset, or train on the stream in a loop of your own"
         )
 
 

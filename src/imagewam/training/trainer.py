@@ -25,6 +25,7 @@ from .checks import (
     check_canvas_fits,
     check_dataset_matches_processor,
     check_evaluates_one_robot,
+    check_is_no_stream,
     check_policy_matches_processor,
     check_statistics,
     check_target_frames,
@@ -146,6 +147,8 @@ class ImageWAMTrainer(Trainer):
         check_one_device_per_process(args)
         check_policy_matches_processor(model.config, processor)
         eval_datasets = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
+        for dataset in (train_dataset, *eval_datasets):
+            check_is_no_stream(dataset)
         for dataset in eval_datasets:
             check_evaluates_one_robot(dataset)
         for dataset in (train_dataset, *eval_datasets):
