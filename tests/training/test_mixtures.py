@@ -1,5 +1,7 @@
 """One policy trained on two robots of different sizes."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,10 @@ from transformers import TrainerCallback
 
 from imagewam import ImageWAMProcessor, ImageWAMTrainer, ImageWAMTrainingArguments
 from imagewam.data import ActionChunkDataset, LeRobotDataset, LeRobotWriter, compute_statistics, training_data_of
+from imagewam.data.augmented_dataset import AugmentedDataset
 from imagewam.data.collator import ImageWAMCollator
 from imagewam.data.mixture import MixtureDataset
+from imagewam.data.presets import LIBERO
 from imagewam.modeling.flow_matching import interpolate
 from imagewam.processing.camera_layout import CameraSpec
 from imagewam.processing.contract import ActionSpec, ContractMismatchError, PolicyContract, StateSpec
@@ -180,6 +184,19 @@ def test_the_sampler_is_told_the_epoch_of_a_resumed_run(tmp_path):
     trainer.state.epoch = 2.6
     callback.on_epoch_begin(trainer.args, trainer.state, trainer.control)
     assert next(iter(sampler)) == 2 * 32
+
+
+def test_an_augmented_weighted_mixture_and_its_sampler_are_told_the_epoch_by_one_callback(tmp_path):
+    mixed = mixture({"arm": 1.0, "hand": 1.0})
+    never = dataclasses.replace(LIBERO.augmentation, probability=0.0)
+    augmented = AugmentedDataset(mixed, never, [], seed=0)
+    trainer = make_trainer(tmp_path, tiny_policy(action_dim=3), train_dataset=augmented)
+    for _ in range(2):  # as `train` called again
+        sampler = trainer._get_train_sampler()
+    (callback,) = (one for one in trainer.callback_handler.callbacks if isinstance(one, TellEpoch))
+    trainer.state.epoch = 2.0
+    callback.on_epoch_begin(trainer.args, trainer.state, trainer.control)
+    assert next(iter(sampler)) == 2 * 32 and int(augmented._epoch) == 2
 
 
 def test_disagreements_are_errors_before_the_first_step(tmp_path):

@@ -135,8 +135,8 @@ class ImageWAMTrainer(Trainer):
         self._average: WeightAverage | None = None
         self._stop_signal = StopOnSigterm(self.accelerator)
         self.add_callback(self._stop_signal)
-        if hasattr(train_dataset, "set_epoch"):
-            self.add_callback(TellEpoch(train_dataset))
+        self._tell_epoch = TellEpoch(train_dataset if hasattr(train_dataset, "set_epoch") else None)
+        self.add_callback(self._tell_epoch)
         self._step_log = StepLog(self.accelerator, self._meter())
         self._micro_batch = (-1, 0)  # (step, index within it) of the last loss
         self._saves_policy = False
@@ -183,9 +183,8 @@ class ImageWAMTrainer(Trainer):
         """The order of a weighted mixture is its own."""
         dataset = without_augmentation(self.train_dataset if train_dataset is None else train_dataset)
         if isinstance(dataset, MixtureDataset) and dataset.weights is not None:
-            sampler = MixtureSampler(dataset, self._global_batch_size)
-            self.add_callback(TellEpoch(sampler))
-            return sampler
+            self._tell_epoch.sampler = MixtureSampler(dataset, self._global_batch_size)
+            return self._tell_epoch.sampler
         sampler = super()._get_train_sampler(train_dataset)
         if type(sampler) is RandomSampler:
             return whole_batches(sampler.data_source, self._global_batch_size)
