@@ -10,7 +10,7 @@ from ..data.lerobot_dataset import LeRobotDataset
 from ..modeling.modeling_imagewam import ImageWAMForActionPrediction
 from ..processing.contract import PolicyContract
 from ..processing_imagewam import ImageWAMProcessor
-from ..training.instruction_cache import InstructionCache, check_releasable
+from ..training.instruction_cache import InstructionCache, check_releasable, instruction_texts
 from .data_options import DataOptions
 from .options import option
 
@@ -51,8 +51,7 @@ class CacheOptions:
         if not self.cache_instructions:
             return None
         check_releasable(policy)  # before hours of encoding
-        texts = {text for dataset in datasets for text in dataset.tasks.values()}
-        return InstructionCache(policy, processor, texts, self.cache_dir, dtype)
+        return InstructionCache(policy, processor, instruction_texts(datasets), self.cache_dir, dtype)
 
 
 def check_caches(data: DataOptions, caches: CacheOptions) -> None:

@@ -31,7 +31,7 @@ def frozen_identity(
     Args:
         dtype: what the part computes in; that of the loaded part, or the policy's, by default.
     """
-    dtype = frozen_dtype(policy, name) if dtype is None else dtype
+    dtype = part_dtype(policy, name) if dtype is None else dtype
     reference = policy.config.frozen_parts.get(name) or {}
     stored = Path(policy.config.name_or_path or "", reference.get("subfolder") or "")
     if reference.get("repo") and COMMIT.fullmatch(reference.get("revision") or ""):
@@ -44,7 +44,7 @@ def frozen_identity(
     return {**identity, "dtype": str(dtype)}
 
 
-def frozen_dtype(policy: ImageWAMForActionPrediction, name: str) -> torch.dtype:
+def part_dtype(policy: ImageWAMForActionPrediction, name: str) -> torch.dtype:
     """What a frozen part computes in, or would if it were loaded now."""
     part = policy.backbone.frozen.get(name)
     return policy.dtype if part is None else next(part.parameters()).dtype
@@ -53,7 +53,7 @@ def frozen_dtype(policy: ImageWAMForActionPrediction, name: str) -> torch.dtype:
 def cast_part(policy: ImageWAMForActionPrediction, name: str, dtype: torch.dtype) -> nn.Module:
     """The frozen part, computing in `dtype`."""
     part = policy.backbone.frozen_part(name)
-    return part if frozen_dtype(policy, name) == dtype else part.to(dtype)
+    return part if part_dtype(policy, name) == dtype else part.to(dtype)
 
 
 def weights_hash(module: nn.Module) -> str:

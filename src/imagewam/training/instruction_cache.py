@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.utils import logging
 
+from ..data.lerobot_dataset import LeRobotDataset
 from ..disk_cache import build_entries, content_folder
 from ..inference.instruction_encoder import Prompt, encode_tokens, text_tokens
 from ..modeling.modeling_imagewam import ImageWAMForActionPrediction
@@ -68,6 +69,11 @@ class InstructionCache:
             raise KeyError(f"the instruction {text!r} is not among the {len(self._paths)} that were encoded")
         path = self._paths[text]
         return _open_prompt(path, path.stat().st_mtime_ns)
+
+
+def instruction_texts(datasets: Iterable[LeRobotDataset]) -> set[str]:
+    """All instructions that samples of these datasets may ask for."""
+    return {text for dataset in datasets for text in dataset.tasks.values()}
 
 
 def release_text_encoder(policy: ImageWAMForActionPrediction) -> None:

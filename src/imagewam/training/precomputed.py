@@ -12,7 +12,7 @@ from ..data.lerobot_dataset import LeRobotDataset
 from ..inference.instruction_encoder import join_prompts
 from ..modeling.modeling_imagewam import ImageWAMForActionPrediction
 from ..processing_imagewam import ImageWAMProcessor
-from .instruction_cache import InstructionCache, check_words_alone
+from .instruction_cache import InstructionCache, check_words_alone, instruction_texts
 from .latent_cache import LatentCache, check_frames_alone
 
 
@@ -55,8 +55,7 @@ class PrecomputedCollator(PrecomputedInstructions):
         check_frames_alone(policy)
         (self.target_offset,) = policy.config.target_offsets
         self.latents = LatentCache(policy, processor, datasets, folder)
-        texts = {text for dataset in datasets for text in dataset.tasks.values()}
-        super().__init__(processor, InstructionCache(policy, processor, texts, folder))
+        super().__init__(processor, InstructionCache(policy, processor, instruction_texts(datasets), folder))
 
     def __call__(self, samples: Sequence[dict]) -> BatchFeature:
         """Batch with image_latents, target_latents, image_grid, prompt_embeds, prompt_attention_mask, state, actions
