@@ -17,8 +17,11 @@ from accelerate.commands.config.config_args import ClusterConfig
 from accelerate.utils import DistributedType
 from test_trainer import make_trainer
 
-from imagewam import ImageWAMForActionPrediction
+from imagewam import ImageWAMForActionPrediction, ImageWAMTrainingArguments
 from imagewam.accelerate_configs import config_path
+from imagewam.commands.recipe_options import RecipeOptions, check_launch
+from imagewam.training.checkpoints import run_settings
+from imagewam.training.engines import engine_of
 
 RUN = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "eval_strategy": "steps", "eval_steps": 3}
 SCRIPT = Path(__file__).with_name("train_tiny.py")
@@ -96,8 +99,8 @@ def test_engines_that_split_train_and_resume_as_one_process(one, tmp_path, engin
     shutil.rmtree(tmp_path / "checkpoint-6")
     assert_same_run(launch(engine, tmp_path, 2, _resume=True, **arguments), one[0])
     run = json.loads((tmp_path / "checkpoint-3" / "run.json").read_text())
-    assert run["engine"] == {"fsdp2": "FSDP2", "zero1": "ZeRO-1", "zero2": "ZeRO-2"}[engine]
-    with pytest.raises(ValueError, match=f"engine: {run['engine']} in it, DDP now; processes: 2 in it, 1 now"):
+    assert run["engine"] == engine
+    with pytest.raises(ValueError, match=f"engine: {engine} in it, ddp now; processes: 2 in it, 1 now"):
         make_trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
 
 
@@ -123,6 +126,18 @@ def test_configurations_are_what_accelerate_reads(name):
 def test_a_configuration_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="no accelerate configuration 'zero9', there are ddp, fsdp2, single_gpu"):
         config_path("zero9")
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_an_engine_goes_by_one_name(tmp_path, monkeypatch, version):
+    """As `accelerate launch` tells its processes which FSDP to use."""
+    args = ImageWAMTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    assert engine_of(args) == "single" and run_settings(args, None)["engine"] == "ddp"
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", version)
+    assert engine_of(args) == run_settings(args, None)["engine"] == f"fsdp{version}"
+    with pytest.raises(ValueError, match=f"engine ddp, this launch runs fsdp{version}"):
+        check_launch(RecipeOptions(engine="ddp"), args)
 
 
 def test_fsdp_is_not_left_out_in_silence(tmp_path, monkeypatch):

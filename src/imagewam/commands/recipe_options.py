@@ -1,6 +1,5 @@
 """What a recipe was meant for: variant, GPUs, engine, effective batch. Checked when it is loaded, and at launch."""
 
-import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,6 +7,7 @@ from transformers import TrainingArguments
 
 from ..configuration_imagewam import PRESETS
 from ..inference.variants import VARIANTS, Variant
+from ..training.engines import engine_of
 from .options import option
 from .policy_options import PolicyOptions
 
@@ -105,15 +105,6 @@ def check_launch(recipe: RecipeOptions, args: TrainingArguments) -> None:
     engine = engine_of(args)
     if recipe.engine is not None and recipe.engine != engine:
         raise ValueError(f"the recipe is meant for engine {recipe.engine}, this launch runs {engine}")
-
-
-def engine_of(args: TrainingArguments) -> str:
-    """What divides the work of this launch."""
-    if args.deepspeed_plugin is not None:
-        return f"zero{args.deepspeed_plugin.zero_stage}"
-    if args.fsdp_plugin_args is not None or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        return "fsdp2"
-    return "ddp" if args.world_size > 1 else "single"
 
 
 def _batch(args: TrainingArguments, num_gpus: int) -> int:

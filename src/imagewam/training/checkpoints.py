@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from transformers import TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .engines import engine_of
 
 RUN_FILE = "run.json"
 
@@ -37,14 +38,15 @@ def is_complete(folder: str | Path) -> bool:
     return Path(folder, RUN_FILE).is_file()
 
 
-def run_settings(args: TrainingArguments, accelerator: Accelerator, num_samples: int | None) -> dict[str, Any]:
+def run_settings(args: TrainingArguments, num_samples: int | None) -> dict[str, Any]:
     """What decides how a run goes on from a checkpoint, beside policy and data.
 
     Args:
         num_samples: of the training dataset; None where it has no length.
     """
+    engine = engine_of(args)
     return {
-        "engine": _engine(accelerator),
+        "engine": "ddp" if engine == "single" else engine,  # one process keeps what each of several would
         "processes": args.world_size,
         "batch of all processes": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
         "seed": args.seed,
@@ -67,7 +69,7 @@ def check_resumable(folder: str | Path, run: Mapping[str, Any]) -> None:
         raise ValueError(f"{folder} cannot be resumed: it lacks {RUN_FILE}, which is written when all else is there")
     saved = json.loads(Path(folder, RUN_FILE).read_text(encoding="utf-8"))
     run = json.loads(json.dumps(run))  # a tuple is read as a list
-    free = {"processes"} if saved["engine"] == run["engine"] == "DDP" else set()
+    free = {"processes"} if saved["engine"] == run["engine"] == "ddp" else set()
     changed = [
         f"{name}: {saved.get(name)} in it, {run.get(name)} now"
         for name in {**run, **saved}
@@ -75,14 +77,6 @@ def check_resumable(folder: str | Path, run: Mapping[str, Any]) -> None:
     ]
     if changed:
         raise ValueError(f"the run of {folder} cannot go on exactly with other settings: {'; '.join(changed)}")
-
-
-def _engine(accelerator: Accelerator) -> str:
-    if accelerator.distributed_type == DistributedType.FSDP:
-        return f"FSDP{accelerator.state.fsdp_plugin.fsdp_version}"
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        return f"ZeRO-{accelerator.state.deepspeed_plugin.zero_stage}"
-    return "DDP"  # one process keeps what each of several would
 
 
 @contextmanager

@@ -377,7 +377,7 @@ class ImageWAMTrainer(Trainer):
 
     def _run_settings(self) -> dict[str, Any]:
         num_samples = len(self.train_dataset) if has_length(self.train_dataset) else None
-        return self._more_run_settings | run_settings(self.args, self.accelerator, num_samples)
+        return self._more_run_settings | run_settings(self.args, num_samples)
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
