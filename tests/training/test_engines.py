@@ -23,7 +23,8 @@ from imagewam.commands.recipe_options import RecipeOptions, check_launch
 from imagewam.training.checkpoints import run_settings
 from imagewam.training.engines import engine_of
 
-RUN = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "eval_strategy": "steps", "eval_steps": 3}
+# An epoch has 3 steps: runs are resumed at its end (step 3) and inside the next one (step 4).
+RUN = {"max_steps": 6, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 3}
 SCRIPT = Path(__file__).with_name("train_tiny.py")
 ENGINES = {
     "single_gpu": DistributedType.NO,
@@ -76,10 +77,11 @@ def test_two_processes_train_as_one_with_the_doubled_batch(one, two):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("step", [3, 4])
 @pytest.mark.parametrize("start, engine, processes, batch", [("two", "single_gpu", 1, 4), ("one", "ddp", 2, 2)])
-def test_another_number_of_processes_goes_on(request, tmp_path, start, engine, processes, batch):
+def test_another_number_of_processes_goes_on(request, tmp_path, start, engine, processes, batch, step):
     history, folder = request.getfixturevalue(start)
-    shutil.copytree(folder / "checkpoint-3", tmp_path / "checkpoint-3")
+    shutil.copytree(folder / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
     resumed = launch(engine, tmp_path, processes, per_device_train_batch_size=batch, _resume=True)
     assert_same_run(resumed, history)
     assert_same_policy(tmp_path, folder)
@@ -96,12 +98,13 @@ def test_engines_that_split_train_and_resume_as_one_process(one, tmp_path, engin
         assert not values(history, "grad_norm/editing")
     assert_same_run(history, one[0])
     assert_same_policy(tmp_path, one[1])
-    shutil.rmtree(tmp_path / "checkpoint-6")
+    for step in (5, 6):
+        shutil.rmtree(tmp_path / f"checkpoint-{step}")
     assert_same_run(launch(engine, tmp_path, 2, _resume=True, **arguments), one[0])
-    run = json.loads((tmp_path / "checkpoint-3" / "run.json").read_text())
+    run = json.loads((tmp_path / "checkpoint-4" / "run.json").read_text())
     assert run["engine"] == engine
     with pytest.raises(ValueError, match=f"engine: {engine} in it, ddp now; processes: 2 in it, 1 now"):
-        make_trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+        make_trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
 @pytest.mark.slow
