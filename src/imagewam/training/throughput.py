@@ -43,7 +43,7 @@ def peak_tflops(device: torch.device) -> float | None:
     return next((peak for known, peak in PEAK_TFLOPS.items() if known in name), None)
 
 
-@torch.no_grad()
+@torch.enable_grad()  # without gradients a pass may end early
 def training_flops(model: nn.Module, inputs: Mapping[str, Any]) -> int:
     """Operations of one micro-batch, forward and backward, in the networks that are trained; a multiply-add is two.
 
