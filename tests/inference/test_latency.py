@@ -6,13 +6,18 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLFlux2
+from PIL import Image
 
 from imagewam.cli import main
 from imagewam.commands import bench_latency
+from imagewam.inference.compiled import CompiledPolicy
+from imagewam.inference.cost import DecisionCost
 from imagewam.inference.decision import Decision
-from imagewam.inference.latency import STAGES, Latency, Ways, measure_ways
+from imagewam.inference.latency import LEVELS, STAGES, Latency, Ways, measure_ways, raise_level
 from imagewam.inference.mid_size import MID_SIZE
+from imagewam.inference.roofline import Ceilings, StageWork, measure_ceilings, work_of_stages
 from imagewam.inference.variants import VARIANTS
+from rerun import rerun
 
 TEXT = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 1}
 WIDTH = {"intermediate_size": 32, "vocab_size": 64, "bos_token_id": None, "eos_token_id": None}
@@ -93,17 +98,68 @@ def test_middle_sizes_are_a_fraction_of_the_published_ones(variant):
     assert mid < full / 4 and mid_text < full_text / 4
 
 
+@pytest.mark.parametrize("mode", ["prefix", "denoise"])
+def test_captured_ways_give_the_same_actions(mode):
+    """As the command does where there is a GPU, with calls that are made again in the place of CUDA graphs."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    ways = Ways(Decision(flux2(), mode, torch.float32, device="cpu"), num_steps=2)
+    expected = measure_ways(ways, ("ours",), repeats=1)["ours"].actions
+    report = CompiledPolicy()
+    for level in LEVELS[1:]:
+        raise_level(ways, level, report, backend="eager", mode=None, capture=rerun)
+    names = ("published-graphs", "graphs")
+    for latency in measure_ways(ways, names, repeats=2, warm_up=2).values():
+        torch.testing.assert_close(latency.actions, expected, atol=1e-5, rtol=1e-5)
+        assert latency.peak_memory is None
+    assert report.compiled == ["actions", "prefill"] and not report.refused and report.captured > 4
+
+
+def test_ceilings_and_floors():
+    ceilings = measure_ceilings(torch.device("cpu"), torch.float32)
+    assert 1e9 < ceilings.operations < 1e14 and 1e8 < ceilings.bandwidth < 1e13
+    known = Ceilings(operations=100.0, bandwidth=10.0)
+    assert known.highest(Ceilings(50.0, 20.0)) == Ceilings(100.0, 20.0)
+    assert StageWork(200, 10).floor(known) == 2 and StageWork(200, 10).is_compute_bound(known)
+    assert StageWork(100, 50).floor(known) == 5 and not StageWork(100, 50).is_compute_bound(known)
+
+
+def test_the_work_of_stages():
+    """A decision in float32: keys and values of twice the size, weights once per pass, a batch's operations."""
+    costs = {"editing_parameters": 0, "expert_parameters": 0, "text": 5, "vae": 7, "context": 100, "action_step": 3}
+    costs |= {"edit": 0, "target_keys": 90, "context_tokens": 4, "cache_bytes": 16, "edit_mode": "denoise"}
+    weights = {"editing": 1000, "expert": 100, "vae": 10}
+    work = work_of_stages(DecisionCost(**costs), weights, torch.float32, num_steps=3, batch_size=2)
+    assert work["vae"] == StageWork(14, 10)
+    assert work["prefill"] == StageWork(380, 2 * 1000 + 64)
+    assert work["actions"] == StageWork(18, 3 * (100 + 64))
+
+
 def test_the_command_prints_a_row_per_way(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(bench_latency.MID_SIZE, "imagewam-flux2-4b", flux2())
-    words = ["--variants", "imagewam-flux2-4b", "--modes", "prefix", "--steps", "1", "--repeats", "2"]
-    ways = ["--ways", "published", "ours", "compiled", "--backend", "eager", "--size", "mid", "--device", "cpu"]
-    main(["bench", "latency", *words, *ways, "--output", str(tmp_path / "latency.json")])
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| imagewam")]
-    assert [line.split(" | ")[4] for line in lines] == ["published", "ours", "compiled"]
+    words = ["--variants", "imagewam-flux2-4b", "--modes", "prefix", "--steps", "1", "--repeats", "2", "--roofline"]
+    names = ["published", "ours", "actions-compiled", "compiled", "graphs"]
+    ways = ["--ways", *names, "--backend", "eager", "--size", "mid", "--device", "cpu"]
+    files = ["--output", str(tmp_path / "latency.json"), "--plot", str(tmp_path / "latency.png")]
+    main(["bench", "latency", *words, *ways, *files])
+    printed = capsys.readouterr().out
+    table, roofline = printed.split("Measured ceilings")
+    lines = [line for line in table.splitlines() if line.startswith("| imagewam")]
+    assert [line.split(" | ")[4] for line in lines] == names
+    assert not any(character.isdigit() for character in lines[-1].split("graphs")[1])
+    assert "CUDA graphs: the policy is on cpu" in table
+    assert [line.split(" | ")[5] for line in roofline.splitlines() if "| compiled |" in line] == [
+        "vae",
+        "prefill",
+        "actions",
+        "decision",
+    ]
     report = json.loads((tmp_path / "latency.json").read_text())
-    compiled = report["latency"][2]
-    assert compiled["compiled"] == ["actions", "prefill"] and compiled["recompiles"] == 0
+    compiled, refused = report["latency"][3:]
+    assert compiled["compiled"] == ["actions", "prefill"]
     assert compiled["largest_difference_of_actions"] < 1e-5 and "CPU" in report["machine"]
-    with pytest.raises(SystemExit, match="ways: no such fast; there are published, ours, compiled"):
+    assert 0 < compiled["share_of_roofline"]["decision"] and "seconds" not in refused
+    assert Image.open(tmp_path / "latency.png").width > 500
+    with pytest.raises(SystemExit, match="ways: no such fast; there are published, published-compiled"):
         main(["bench", "latency", "--ways", "fast"])
     torch._dynamo.reset()

@@ -63,6 +63,19 @@ def test_another_shape_is_counted(make_policy, observation):
 
 
 @ON_FLUX2
+def test_many_shapes_are_kept_side_by_side(make_policy, observation):
+    """PyTorch's own limit is eight graphs for one piece of code; a block that meets it would raise."""
+    policy = make_policy(edit_mode="denoise")
+    batches = [
+        {name: value[:1].expand(n, *value.shape[1:]) for name, value in observation.items()} for n in range(1, 13)
+    ]
+    report = policy.compile_for_inference(*batches, backend="eager")
+    for batch in batches:
+        policy.predict_action(**batch)
+    assert report.recompiles == 0 and len(report.compiled) == 2
+
+
+@ON_FLUX2
 def test_what_cannot_be_compiled_runs_as_before_and_says_so(make_policy, observation, caplog):
     def broken(graph, inputs):
         raise ValueError("no such hardware")

@@ -13,19 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from imagewam.inference.compiled import CompiledPolicy, capture_calls
 from imagewam.inference.static_calls import StaticCalls, _map, _tensors
+from rerun import rerun
 
 MODES = ["prefix", "denoise"]
 ON_FLUX2 = pytest.mark.parametrize("tiny_pipeline", ["flux2-klein"], indirect=True)
-
-
-def rerun(run):
-    outputs = run()
-
-    def replay():
-        for static, new in zip(_tensors(outputs), _tensors(run()), strict=True):
-            static.copy_(new)
-
-    return replay, outputs
 
 
 def captured(policy, *examples, capture=rerun):

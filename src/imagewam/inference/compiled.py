@@ -5,6 +5,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
@@ -13,6 +14,8 @@ from .static_calls import Capture, StaticCalls, capture_cuda_graph
 
 logger = logging.getLogger(__name__)
 
+PARTS = ("actions", "prefill")
+MAX_GRAPHS_PER_BLOCK = 1024
 # Modes in which torch.compile captures CUDA graphs of every block.
 _MODES_THAT_CAPTURE = ("reduce-overhead", "max-autotune")
 
@@ -76,7 +79,8 @@ def compile_policy(
         )
     report = CompiledPolicy()
     if backend is not None:
-        _compile_blocks(policy, examples, report, backend, mode)
+        for part in PARTS:
+            compile_blocks(policy, examples, report, part, backend, mode)
     if cuda_graphs and policy.device.type != "cuda":
         report.refuse("CUDA graphs", f"the policy is on {policy.device}")
     elif cuda_graphs:
@@ -104,22 +108,38 @@ def version_of(policy: ImageWAMForActionPrediction) -> Hashable:
     return policy.config._attn_implementation, *((weight.data_ptr(), weight.dtype) for weight in weights)
 
 
-def _compile_blocks(policy: ImageWAMForActionPrediction, examples, report: CompiledPolicy, backend, mode) -> None:
-    for part, blocks in {"actions": policy.action_expert.blocks, "prefill": _editing_blocks(policy)}.items():
-        if not blocks:
-            report.refuse(part, f"{type(policy.backbone.transformer).__name__} names no repeated blocks")
-            continue
+def compile_blocks(
+    policy: ImageWAMForActionPrediction,
+    examples: list[Mapping[str, Any]],
+    report: CompiledPolicy,
+    part: str,
+    backend: str | Callable,
+    mode: str | None,
+) -> None:
+    """Compile one of `PARTS`, or say in the report why it is not."""
+    blocks = policy.action_expert.blocks if part == "actions" else _editing_blocks(policy)
+    if not blocks:
+        report.refuse(part, f"{type(policy.backbone.transformer).__name__} names no repeated blocks")
+        return
+    _allow_many_shapes()
+    for block in blocks:
+        block.compile(backend=backend, mode=mode, fullgraph=True, dynamic=False)
+    try:
+        for example in examples:
+            policy.predict_action(**{**example, "num_inference_steps": 1})
+    except Exception as error:  # whatever a compiler raises: the policy goes on without it, and says so
         for block in blocks:
-            block.compile(backend=backend, mode=mode, fullgraph=True, dynamic=False)
-        try:
-            for example in examples:
-                policy.predict_action(**{**example, "num_inference_steps": 1})
-        except Exception as error:  # whatever a compiler raises: the policy goes on without it, and says so
-            for block in blocks:
-                block._compiled_call_impl = None
-            report.refuse(part, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
-        else:
-            report.compiled.append(part)
+            block._compiled_call_impl = None
+        report.refuse(part, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    else:
+        report.compiled.append(part)
+
+
+def _allow_many_shapes() -> None:
+    """PyTorch gives up at the ninth graph of a block: a robot would stop at an instruction of yet another length."""
+    config = torch._dynamo.config
+    config.cache_size_limit = max(config.cache_size_limit, MAX_GRAPHS_PER_BLOCK)
+    config.accumulated_cache_size_limit = max(config.accumulated_cache_size_limit, 8 * MAX_GRAPHS_PER_BLOCK)
 
 
 def _editing_blocks(policy: ImageWAMForActionPrediction) -> list[nn.Module]:

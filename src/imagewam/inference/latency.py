@@ -1,17 +1,39 @@
-"""How long a decision takes, stage by stage: our way, and the published code's."""
+"""How long a decision takes, stage by stage: our way and the published code's, as they are, compiled, captured."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from . import published_way
+from .compiled import PARTS, CompiledPolicy, capture_calls, compile_blocks
 from .decision import Decision
+from .static_calls import Capture, capture_cuda_graph
 
 STAGES = ("text", "vae", "prefill", "actions", "transfer")
+
+
+class Way(NamedTuple):
+    """Whose way of deciding, and what was done to the networks before: `LEVELS`, one upon the other."""
+
+    published: bool
+    level: str
+
+
+LEVELS = ("eager", "actions compiled", "compiled", "graphs")
+WAYS = {
+    "published": Way(True, "eager"),
+    "published-compiled": Way(True, "compiled"),
+    "published-graphs": Way(True, "graphs"),
+    "ours": Way(False, "eager"),
+    "actions-compiled": Way(False, "actions compiled"),
+    "compiled": Way(False, "compiled"),
+    "graphs": Way(False, "graphs"),
+}
 
 
 @dataclass
@@ -21,10 +43,12 @@ class Latency:
     Attributes:
         stages: per stage the seconds of every repeat; a stage that a way has no need of took none.
         actions: `[B, H, action_dim]` of the last repeat, normalised.
+        peak_memory: bytes that PyTorch had allocated at most, the networks among them; None on a CPU.
     """
 
     stages: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in STAGES})
     actions: Tensor | None = None
+    peak_memory: int | None = None
 
     def percentile(self, percent: float, stage: str | None = None) -> float:
         """Of one stage, or of whole decisions."""
@@ -71,16 +95,20 @@ class Ways:
 
     def measure(self, way: str, latency: Latency) -> None:
         """Decide once more."""
+        on_gpu = self.decision.policy.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
         clock = Clock(latency, self.decision.policy.device)
         with torch.no_grad():
-            actions = {"ours": self._ours, "published": self._published}[way](clock)
-        latency.actions = actions
+            latency.actions = self._published(clock) if WAYS[way].published else self._ours(clock)
+        if on_gpu:
+            latency.peak_memory = max(latency.peak_memory or 0, torch.cuda.max_memory_allocated())
 
     def _ours(self, clock: Clock) -> Tensor:
         decision, policy = self.decision, self.decision.policy
         pixels = clock.stage("transfer", lambda: self.camera.to(policy.device))
         words = clock.stage("text", self._words)
-        latents, grid = clock.stage("vae", lambda: policy.backbone.encode_image(pixels))
+        latents, grid = clock.stage("vae", lambda: policy._call(policy.backbone.encode_image, pixels))
         observation = {"prompt_embeds": words, "image_latents": latents, "image_grid": grid, "state": decision.state}
         context = clock.stage("prefill", lambda: self._seen(policy.encode_context(**observation)))
         settings = {"context": context, "latents": self.noise, "num_inference_steps": self.num_steps}
@@ -105,12 +133,11 @@ class Ways:
         decision, policy = self.decision, self.decision.policy
         pixels = clock.stage("transfer", lambda: self.camera.to(policy.device))
         embeds, mask = clock.stage("text", lambda: published_way.read_padded(decision))
-        latents, grid = clock.stage("vae", lambda: policy.backbone.encode_image(pixels))
-        seen = clock.stage(
-            "prefill",
-            lambda: published_way.encode_padded(decision, embeds, mask, latents, grid, self.image_noise),
-        )
-        actions = clock.stage("actions", lambda: published_way.act(decision, seen, self.noise, self.num_steps))
+        latents, grid = clock.stage("vae", lambda: policy._call(policy.backbone.encode_image, pixels))
+        inputs = decision, embeds, mask, latents, grid, self.image_noise
+        seen = clock.stage("prefill", lambda: policy._call(published_way.encode_padded, *inputs))
+        inputs = decision, seen, self.noise, self.num_steps
+        actions = clock.stage("actions", lambda: policy._call(published_way.act, *inputs))
         return self._fetched(clock, actions)
 
     def _fetched(self, clock: Clock, actions: Tensor) -> Tensor:
@@ -121,11 +148,34 @@ class Ways:
         return actions
 
 
+def raise_level(
+    ways: Ways, level: str, report: CompiledPolicy, *, backend: str, mode: str | None, capture: Capture | None = None
+) -> None:
+    """Do to the networks what `level` adds to the one before.
+
+    Args:
+        backend, mode: of `torch.compile`.
+        capture: of calls; CUDA graphs by default.
+    """
+    policy, decision = ways.decision.policy, ways.decision
+    latents, grid = decision.image
+    example = {"image_latents": latents, "image_grid": grid, "state": decision.state, "latents": ways.noise}
+    example |= {"prompt_embeds": decision.prompt_embeds, "num_inference_steps": ways.num_steps}
+    part = dict(zip(LEVELS[1:], PARTS, strict=False)).get(level)
+    if part is not None:
+        compile_blocks(policy, [example], report, part, backend, mode)
+    elif level == "graphs" and capture is None and policy.device.type != "cuda":
+        report.refuse("CUDA graphs", f"the policy is on {policy.device}")
+    elif level == "graphs":
+        capture_calls(policy, [example], report, capture or capture_cuda_graph)
+    report.warm()
+
+
 def measure_ways(ways: Ways, names: tuple[str, ...], repeats: int, warm_up: int = 1) -> dict[str, Latency]:
     """Every way once per repeat, so that all of them share what else the machine is doing."""
     for name in names * warm_up:
         ways.measure(name, Latency())
-    latencies = {name: Latency() for name in names}
+    latencies = {name: Latency() for name in names}  # what warming up took is no part of them
     for _ in range(repeats):
         for name in names:
             ways.measure(name, latencies[name])

@@ -107,12 +107,15 @@ class _StaticCall:
     """One function on one set of buffers."""
 
     def __init__(self, function: Callable, inputs: tuple, capture: Capture):
-        self._inputs = tuple(_map(value, Tensor.clone) for value in inputs)
+        static = tuple(_map(value, Tensor.clone) for value in inputs)
+        self._buffers = _tensors(static)
+        # Memory that an earlier call writes to is what this one reads, whatever lease it was first handed over with.
+        self._inputs = tuple(replace(value, lease=None) if isinstance(value, KVCache) else value for value in static)
         self._replay, self._outputs = capture(lambda: function(*self._inputs))
         self._lease: Lease | None = None
 
     def __call__(self, inputs: tuple) -> Any:
-        for static, given in zip(_tensors(self._inputs), _tensors(inputs), strict=True):
+        for static, given in zip(self._buffers, _tensors(inputs), strict=True):
             static.copy_(given)
         self.end_lease()
         self._replay()
