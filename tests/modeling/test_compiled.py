@@ -1,5 +1,8 @@
 """Compiled blocks compute what they computed before, for every family, and are not compiled again."""
 
+import copy
+import shutil
+
 import pytest
 import torch
 from torch._dynamo.exc import BackendCompilerFailed
@@ -88,3 +91,23 @@ def test_what_cannot_be_compiled_runs_as_before_and_says_so(make_policy, observa
     assert BackendCompilerFailed.__name__ in report.refused["actions"]
     assert "actions is not compiled and runs as before" in caplog.text
     assert torch.equal(policy.predict_action(**observation, **noise).actions, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles for a CPU with g++, which is not here")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tiny_pipeline", ["flux2-klein", "omnigen2", "ovis-u1"], indirect=True)
+def test_inductor_gives_the_same_actions(make_policy, observation, mode, dtype):
+    """In float32 to 1e-5; in bfloat16 as near to float32's actions as the plain policy is, whose rounding differs."""
+    policy = copy.deepcopy(make_policy(edit_mode=mode))
+    noise = noise_for(policy, observation)
+    exact = policy.predict_action(**observation, **noise).actions
+    policy.backbone.transformer.to(dtype), policy.action_expert.to(dtype), policy.state_encoder.to(dtype)
+    plain = policy.predict_action(**observation, **noise).actions
+    report = policy.compile_for_inference(observation)
+    assert report.compiled == ["actions", "prefill"] and not report.refused
+    compiled = policy.predict_action(**observation, **noise).actions
+    spread = (plain - exact).abs().max()
+    assert (compiled - exact).abs().max() <= 1e-5 + 2 * spread
+    assert (compiled - plain).abs().max() <= 1e-5 + 2 * spread
