@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 
 import numpy as np
 
@@ -60,3 +61,19 @@ class PointMass:
         state = np.array([self.position, self.goal], dtype=np.float32)
         instruction = f"go {self.task}"
         return Observation({"top": self.render()}, state, instruction, self.task, self.seed, self.steps)
+
+
+class MortalPointMass(PointMass):
+    """Dies or falls asleep in the middle of the chosen seeds, as often as there are files missing in `folder`."""
+
+    def __init__(self, folder: str, seeds: tuple[int, ...], times: int = 1, asleep: bool = False):
+        super().__init__()
+        self.folder, self.seeds, self.times, self.asleep = folder, seeds, times, asleep
+
+    def step(self, actions: np.ndarray, film: bool = False) -> StepResult:
+        if self.seed in self.seeds and self.steps >= 3:
+            deaths = [name for name in os.listdir(self.folder) if name.startswith(f"{self.task}-{self.seed}-")]
+            if len(deaths) < self.times:
+                open(os.path.join(self.folder, f"{self.task}-{self.seed}-{len(deaths)}"), "w").close()
+                time.sleep(60) if self.asleep else self.die()
+        return super().step(actions, film)

@@ -80,3 +80,42 @@ def test_bad_policies_are_refused(workers):
 def test_a_simulator_error_reaches_the_caller():
     with EnvWorker("point_mass:PointMass") as worker, pytest.raises(EnvWorkerError, match="no task 'up'"):
         run_rollouts(go_right, [worker], [("up", 0)], replan_steps=3, step_limit=20)
+
+
+@pytest.mark.parametrize("asleep", [False, True])
+def test_a_worker_lost_in_the_middle_changes_nothing(workers, tmp_path, asleep):
+    expected = run_rollouts(go_right, workers, EPISODES, replan_steps=3, step_limit=20, traced=EPISODES)
+    settings = {"folder": str(tmp_path), "seeds": (1, 2), "asleep": asleep}
+    told = []
+    with EnvWorker("point_mass:MortalPointMass", **settings) as one, EnvWorker("point_mass:PointMass") as other:
+        rollouts = run_rollouts(
+            go_right,
+            [one, other],
+            EPISODES,
+            replan_steps=3,
+            step_limit={"left": 20, "right": 20},
+            traced=EPISODES,
+            timeout=3.0,
+            on_record=lambda record, trace: told.append((record, len(trace.film))),
+        )
+    assert list(tmp_path.iterdir())  # somebody died
+    assert rollouts.records == expected.records
+    assert sorted(told, key=str) == sorted(
+        ((record, record.steps) for record in expected.records), key=str
+    )  # a film of the whole episode, and no more
+
+
+def test_an_episode_that_always_kills_is_an_error(tmp_path):
+    settings = {"folder": str(tmp_path), "seeds": (1,), "times": 99}
+    with (
+        EnvWorker("point_mass:MortalPointMass", **settings) as worker,
+        pytest.raises(EnvWorkerError, match=r"(?s)task='right', seed=1.*ended its worker 3 times.*exit code 7"),
+    ):
+        run_rollouts(go_right, [worker], [("right", 1)], replan_steps=3, step_limit=20)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_limits_by_task(workers):
+    limits = {"left": 5, "right": 4}
+    rollouts = run_rollouts(go_right, workers, EPISODES, replan_steps=3, step_limit=limits)
+    assert [record.steps for record in rollouts.records] == [5] * 4 + [4] * 4

@@ -25,6 +25,10 @@ class EnvWorkerError(RuntimeError):
     """The environment raised (the message holds its traceback) or its process died."""
 
 
+class EnvWorkerDied(EnvWorkerError):
+    """The process is gone, or gave no answer in time: `restart` makes a new one."""
+
+
 class EnvWorker:
     """An environment built and stepped in another process (POSIX only: the pipe is an inherited descriptor).
 
@@ -34,7 +38,10 @@ class EnvWorker:
     """
 
     def __init__(self, factory: str, **settings: Any):
-        self.name = factory
+        self.name, self._settings = factory, settings
+        self._start()
+
+    def _start(self) -> None:
         self._pipe, child_end = Pipe()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "imagewam.evaluation.env_worker", str(child_end.fileno())],
@@ -42,7 +49,14 @@ class EnvWorker:
             env={**WORKER_ENVIRONMENT, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         child_end.close()
-        self._pipe.send((factory, settings))
+        self._pipe.send((self.name, self._settings))
+
+    def restart(self) -> None:
+        """A new process with an environment of its own; the old one is killed, whatever it is doing."""
+        self._process.kill()
+        self._process.wait()
+        self._pipe.close()
+        self._start()
 
     def send(self, command: str, *arguments: Any) -> None:
         """Start `command`; its answer must be fetched by `receive` before the next one is sent."""
@@ -52,8 +66,19 @@ class EnvWorker:
         except OSError as error:
             raise self._death() from error
 
-    def receive(self) -> Any:
+    def receive(self, timeout: float | None = None) -> Any:
+        """The answer to what was sent.
+
+        Args:
+            timeout: seconds to wait for it; None: for ever.
+
+        Raises:
+            EnvWorkerDied: the process died, or let the time pass.
+            EnvWorkerError: the environment raised.
+        """
         try:
+            if timeout is not None and not self._pipe.poll(timeout):
+                raise EnvWorkerDied(f"{self.name} did not answer {self._pending!r} within {timeout:g} s")
             fine, answer = self._pipe.recv()
         except (EOFError, OSError) as error:
             raise self._death() from error
@@ -95,9 +120,9 @@ class EnvWorker:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _death(self) -> EnvWorkerError:
+    def _death(self) -> EnvWorkerDied:
         code = self._process.wait()
-        return EnvWorkerError(f"the process of {self.name} died during {self._pending!r} (exit code {code})")
+        return EnvWorkerDied(f"the process of {self.name} died during {self._pending!r} (exit code {code})")
 
 
 def serve(pipe: Connection) -> None:

@@ -1,8 +1,10 @@
 """Closed loop: a policy sees, plans a chunk of actions, executes the first few of them, and sees again."""
 
 import json
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +13,14 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..atomic import atomic_write_text
-from .env_worker import EnvWorker
+from .env_worker import EnvWorker, EnvWorkerDied, EnvWorkerError
 from .environment import Observation
 from .intervals import SuccessRate
+
+logger = logging.getLogger(__name__)
+
+# How often an episode may end its worker's process before that is taken for the episode's fault.
+MAX_ATTEMPTS = 3
 
 # Observations of any number of episodes -> one chunk of actions [horizon, action_dim] in physical units for each.
 Predict = Callable[[list[Observation]], Sequence[np.ndarray]]
@@ -72,13 +79,13 @@ class Rollouts:
         atomic_write_text(path, json.dumps(results, indent=2) + "\n")
 
 
-@dataclass
+@dataclass(eq=False)
 class _Running:
     """An episode in progress on one worker."""
 
     worker: EnvWorker
     episode: Episode
-    observation: Observation
+    observation: Observation | None
     trace: Trace | None
 
     def send(self, actions: np.ndarray) -> None:
@@ -86,9 +93,9 @@ class _Running:
             self.trace.observations.append(self.observation)
         self.worker.send("step", actions, self.trace is not None)
 
-    def receive(self, step_limit: int) -> EpisodeRecord | None:
+    def receive(self, step_limit: int, timeout: float | None) -> EpisodeRecord | None:
         """Take the outcome of `send`; a record once the episode is over."""
-        result = self.worker.receive()
+        result = self.worker.receive(timeout)
         self.observation = seen = result.observation
         if self.trace is not None:
             self.trace.film.extend(result.film)
@@ -103,50 +110,102 @@ def run_rollouts(
     episodes: Iterable[Episode],
     *,
     replan_steps: int,
-    step_limit: int,
+    step_limit: int | Mapping[str, int],
     traced: Collection[Episode] = (),
+    timeout: float | None = None,
+    on_record: Callable[[EpisodeRecord, Trace | None], None] = lambda record, trace: None,
 ) -> Rollouts:
     """Play `episodes` on all workers at once; the policy plans for every running episode in one batch.
 
+    A worker whose process dies or does not answer in time is restarted, and its episode begins again.
+
     Args:
         replan_steps: how many actions of each chunk are executed before the policy looks again.
-        step_limit: actions after which an episode counts as failed.
+        step_limit: actions after which an episode counts as failed; of all tasks, or by task.
         traced: the episodes to keep pictures of.
+        timeout: seconds that a simulator may take for a reset, or for the actions of one chunk; None: any time.
+        on_record: told of every episode as it ends.
 
     Raises:
         ValueError: when `predict` gives too few chunks, or chunks shorter than `replan_steps`.
-        EnvWorkerError: when a simulator fails.
+        EnvWorkerError: when a simulator raises, or an episode ends its worker's process `MAX_ATTEMPTS` times.
     """
     episodes = [Episode(*episode) for episode in episodes]
-    waiting, idle, running = deque(episodes), deque(workers), []
+    limits = step_limit if isinstance(step_limit, Mapping) else dict.fromkeys((e.task for e in episodes), step_limit)
+    queue = _Queue(workers, episodes, traced, timeout)
     records: dict[Episode, EpisodeRecord] = {}
-    traces = {episode: Trace() for episode in episodes if episode in traced}
+    traces: dict[Episode, Trace] = {}
+    running: list[_Running] = []
     with tqdm(total=len(episodes), desc="rollouts", unit="episode") as progress:
-        while waiting or running:
-            running += _start(waiting, idle, traces)
+        while running := running + queue.start():
             chunks = _checked_chunks(predict([run.observation for run in running]), len(running), replan_steps)
             for run, chunk in zip(running, chunks, strict=True):
-                run.send(chunk[: min(replan_steps, step_limit - run.observation.step)])
+                with queue.beginning_again(run):
+                    run.send(chunk[: min(replan_steps, limits[run.episode.task] - run.observation.step)])
             still_running = []
             for run in running:
-                record = run.receive(step_limit)
-                if record is None:
-                    still_running.append(run)
+                if run in queue.lost:
                     continue
-                idle.append(run.worker)
-                records[run.episode] = record
-                progress.update()
-                progress.set_postfix_str(f"success {SuccessRate.of(record.success for record in records.values())}")
+                with queue.beginning_again(run):
+                    record = run.receive(limits[run.episode.task], timeout)
+                    if record is None:
+                        still_running.append(run)
+                        continue
+                    queue.idle.append(run.worker)
+                    records[run.episode] = record
+                    if run.trace is not None:
+                        traces[run.episode] = run.trace
+                    on_record(record, run.trace)
+                    progress.update()
+                    rate = SuccessRate.of(record.success for record in records.values())
+                    progress.set_postfix_str(f"success {rate}")
             running = still_running
+            queue.lost.clear()
     return Rollouts([records[episode] for episode in episodes], traces)
 
 
-def _start(waiting: deque[Episode], idle: deque[EnvWorker], traces: dict[Episode, Trace]) -> list[_Running]:
-    """Reset idle workers, all at the same time, to the episodes that wait."""
-    pairs = [(idle.popleft(), waiting.popleft()) for _ in range(min(len(idle), len(waiting)))]
-    for worker, episode in pairs:
-        worker.send("reset", *episode)
-    return [_Running(worker, episode, worker.receive(), traces.get(episode)) for worker, episode in pairs]
+class _Queue:
+    """Episodes that wait, and workers that are free for them."""
+
+    def __init__(self, workers: Sequence[EnvWorker], episodes: list[Episode], traced, timeout: float | None):
+        self.waiting, self.idle = deque(episodes), deque(workers)
+        self.lost: list[_Running] = []
+        self._traced, self._timeout = traced, timeout
+        self._deaths: Counter[Episode] = Counter()
+
+    def start(self) -> list[_Running]:
+        """Reset idle workers, all at the same time, to the episodes that wait."""
+        started: list[_Running] = []
+        while self.idle and self.waiting:
+            begun = []
+            for _ in range(min(len(self.idle), len(self.waiting))):
+                worker, episode = self.idle.popleft(), self.waiting.popleft()
+                run = _Running(worker, episode, None, Trace() if episode in self._traced else None)
+                with self.beginning_again(run):
+                    worker.send("reset", *episode)
+                    begun.append(run)
+            for run in begun:
+                with self.beginning_again(run):
+                    run.observation = run.worker.receive(self._timeout)
+                    started.append(run)
+        return started
+
+    @contextmanager
+    def beginning_again(self, run: _Running) -> Iterator[None]:
+        """If the worker dies inside the block, its episode waits for a new process, in front of all others."""
+        try:
+            yield
+        except EnvWorkerDied as death:
+            self._deaths[run.episode] += 1
+            if self._deaths[run.episode] == MAX_ATTEMPTS:
+                raise EnvWorkerError(
+                    f"{run.episode} ended its worker {MAX_ATTEMPTS} times; the last: {death}"
+                ) from death
+            logger.warning("%s begins again: %s", run.episode, death)
+            run.worker.restart()
+            self.idle.append(run.worker)
+            self.waiting.appendleft(run.episode)
+            self.lost.append(run)
 
 
 def _checked_chunks(chunks: Sequence[np.ndarray], count: int, replan_steps: int) -> list[np.ndarray]:
