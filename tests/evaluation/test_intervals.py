@@ -1,6 +1,6 @@
 import pytest
 
-from imagewam.evaluation.intervals import SuccessRate, wilson_interval
+from imagewam.evaluation.intervals import PairedComparison, SuccessRate, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,16 @@ def test_the_interval_shrinks_with_trials():
 def test_impossible_counts_are_refused(successes, trials):
     with pytest.raises(ValueError, match=f"got {successes} of {trials}"):
         wilson_interval(successes, trials)
+
+
+def test_paired_comparison():
+    first = [True] * 8 + [False] * 2
+    second = [True] * 3 + [False] * 7
+    found = PairedComparison.of(first, second)
+    assert (found.only_first, found.only_second, found.trials) == (5, 0, 10)
+    assert found.difference == 0.5 and found.p_value == pytest.approx(2 / 32)
+    assert PairedComparison.of(first, first).p_value == 1.0
+    even = PairedComparison.of([True, False], [False, True])
+    assert even.p_value == 1.0 and even.difference == 0
+    with pytest.raises(ValueError, match="same episodes, got 10 and 9"):
+        PairedComparison.of(first, second[1:])
