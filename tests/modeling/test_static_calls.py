@@ -77,7 +77,6 @@ class Recorder:
     """In the place of captured calls: makes them as they are, and keeps what they were given."""
 
     def __init__(self):
-        self.lock = threading.RLock()
         self.calls = []
 
     def __deepcopy__(self, memo):
@@ -180,11 +179,13 @@ def test_nothing_captured_outlives_the_weights(make_policy, observation):
     context = policy.encode_context(**observation)
     noise = noise_for(policy, 2)
     expected = policy.predict_action(**observation, **noise).actions
+    before = [weight.data for weight in policy.action_expert.parameters()]  # not free to be used again
     policy.action_expert.double().float()  # the same weights in other memory
     assert torch.equal(policy.predict_action(**observation, **noise).actions, expected)
     assert report.recaptures == 3
     with pytest.raises(RuntimeError, match="written over"):
         context.check_current()
+    del before
     copied = copy.deepcopy(policy)
     assert copied._static_calls is None and policy._static_calls is not None
 

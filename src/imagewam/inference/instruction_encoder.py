@@ -85,15 +85,15 @@ def text_tokens(processor: ImageWAMProcessor, text: str) -> dict[str, Tensor]:
     return {name: torch.from_numpy(values) for name, values in processor.tokenize([text]).items()}
 
 
-@torch.no_grad()
 def encode_tokens(policy: ImageWAMForActionPrediction, tokens: Mapping[str, Tensor]) -> Prompt:
     """One instruction through the policy's text encoder, on the policy's device."""
     tokens = {name: ids.to(policy.device) for name, ids in tokens.items()}
-    embeds, mask = policy.backbone.encode_instruction(**tokens)
-    mask = embeds.new_ones(embeds.shape[:2]) if mask is None else mask
     pooled = None
-    if policy.backbone.pooled_dim is not None:
-        pooled = policy.backbone.encode_pooled_instruction(**tokens)[0]
+    with policy._frozen():
+        embeds, mask = policy.backbone.encode_instruction(**tokens)
+        if policy.backbone.pooled_dim is not None:
+            pooled = policy.backbone.encode_pooled_instruction(**tokens)[0]
+    mask = embeds.new_ones(embeds.shape[:2]) if mask is None else mask
     return Prompt(embeds[0], mask[0].long(), pooled)
 
 

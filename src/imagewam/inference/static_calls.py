@@ -41,7 +41,7 @@ class StaticCalls:
     is. A `KVCache` that comes out stays there too, with a lease that ends at the next call of this shape; tensors come
     out as copies. A call that cannot be captured is made as it is, with a warning and its reason in `refused`.
 
-    Threads take turns; `lock` is to be held by whoever makes several calls that belong together.
+    Threads take turns; who makes several calls that belong together sees to it that no other thread comes between.
 
     Args:
         version: changes whenever the networks' memory, dtype or kernels do: all captures are thrown away then.
@@ -56,7 +56,7 @@ class StaticCalls:
     def __init__(self, version: Callable[[], Hashable], capture: Capture = capture_cuda_graph, max_shapes: int = 48):
         self.captures = 0
         self.refused: dict[str, str] = {}
-        self.lock = threading.RLock()
+        self._lock = threading.RLock()
         self._version, self._capture, self._max_shapes = version, capture, max_shapes
         self._captured_version = version()
         self._calls: OrderedDict[tuple, _StaticCall | None] = OrderedDict()
@@ -69,7 +69,7 @@ class StaticCalls:
         return None
 
     def __call__(self, function: Callable, *inputs: Any) -> Any:
-        with self.lock, torch.inference_mode(False), torch.no_grad():
+        with self._lock, torch.inference_mode(False), torch.no_grad():
             self._drop_old_version()
             key = function.__qualname__, _autocast_dtype(), *(_signature(value) for value in inputs)
             if key not in self._calls:

@@ -5,7 +5,6 @@ context -> (target) -> actions. The same calls serve training and inference.
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,7 @@ from .backbones import get_family
 from .kv_cache import KVCache
 from .policy_files import PolicyFiles
 from .policy_inputs import Grid, PolicyInputs
+from .turns import Turns
 
 # transformers' names of attention implementations -> diffusers' names of attention backends.
 ATTENTION_BACKENDS = {
@@ -109,6 +109,8 @@ class ImageWAMForActionPrediction(PolicyInputs, PolicyFiles, PreTrainedModel):
         self._use_attention_backend()
         # Makes the networks' calls at inference, where `compile_for_inference` was told to capture them.
         self._static_calls = None
+        # Some frozen parts (Wan's VAE, Qwen3-VL) keep what they work on in themselves; captured calls share memory.
+        self._turns = Turns()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -270,7 +272,7 @@ class ImageWAMForActionPrediction(PolicyInputs, PolicyFiles, PreTrainedModel):
         action_dim_is_pad: Tensor | None = None,
         **inputs: Any,
     ) -> ImageWAMActionOutput:
-        """Denoise an action chunk (paper, section 3.4).
+        """Denoise an action chunk (paper, section 3.4). Threads that share a policy take turns.
 
         Args:
             num_inference_steps: Euler steps; the config's by default.
@@ -294,7 +296,7 @@ class ImageWAMForActionPrediction(PolicyInputs, PolicyFiles, PreTrainedModel):
                 "so that the same key means another place in each"
             )
         num_inference_steps = num_inference_steps or self.config.num_inference_steps
-        with self._undisturbed():
+        with self._turns:
             if context is None:
                 context = self.encode_context(**inputs)
             context.check_current()
@@ -482,10 +484,6 @@ class ImageWAMForActionPrediction(PolicyInputs, PolicyFiles, PreTrainedModel):
         if self._static_calls is None or self.training or torch.is_grad_enabled():
             return function(*inputs)
         return self._static_calls(function, *inputs)
-
-    def _undisturbed(self) -> AbstractContextManager:
-        """Calls of one decision, between which no other thread may write over their memory."""
-        return nullcontext() if self._static_calls is None else self._static_calls.lock
 
     # Flow
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..configuration_imagewam import ImageWAMConfig
 from .backbones import EditingBackbone
 from .prompt_tokens import append_state_token, trim_padding
+from .turns import Turns
 
 Grid = tuple[int, int]
 
@@ -20,6 +21,7 @@ class PolicyInputs:
     config: ImageWAMConfig
     backbone: EditingBackbone
     state_encoder: nn.Linear | None
+    _turns: Turns
 
     def _encoded(
         self,
@@ -82,8 +84,8 @@ class PolicyInputs:
 
     @contextmanager
     def _frozen(self) -> Iterator[None]:
-        """Frozen parts compute in their own dtype, in mixed-precision training as at inference."""
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+        """Frozen parts compute in their own dtype, in mixed-precision training as at inference, and for one thread."""
+        with self._turns, torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             yield
 
     def _target_latents(self, target_pixel_values, pixel_values, target_latents, image_latents) -> Tensor | None:
