@@ -8,35 +8,20 @@ import tiny_flux2
 import tiny_flux_kontext
 import tiny_ovis_u1
 import tiny_processor
-from imagewam import ImageWAMForActionPrediction, ImageWAMProcessor
 from imagewam.inference.asynchronous import AsyncExecutor
 from imagewam.inference.executors import RecedingHorizon
 from imagewam.inference.instruction_encoder import InstructionEncoder
+from imagewam.inference.noise import noise_generator
 from imagewam.inference.planner import Chunking, Planner
 from imagewam.processing.contract import ActionSpec
+from tiny_policy import tiny_policy
 
-INSTRUCTIONS = ["open the drawer", "put the bowl on the plate"]
 RELATIVE = ActionSpec(tiny_processor.ACTION_NAMES, "mean_std", relative_to_state=(0, None))
-
-
-def build(family=tiny_flux2, **contract):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        policy = ImageWAMForActionPrediction.from_editing_pipeline(
-            family.pipeline(INSTRUCTIONS),
-            action_dim=2,
-            state_dim=3,
-            action_horizon=tiny_processor.HORIZON,
-            action_hidden_size=24,
-            num_inference_steps=4,
-        ).eval()
-    contract, statistics = tiny_processor.contract(**contract), tiny_processor.statistics()
-    return policy, ImageWAMProcessor.for_policy(policy, contract=contract, statistics=statistics)
 
 
 @pytest.fixture(scope="module")
 def parts():
-    return build()
+    return tiny_policy()
 
 
 def count_reads(policy, monkeypatch):
@@ -51,7 +36,7 @@ def test_a_plan_is_what_processor_and_policy_make_of_the_observation(parts):
     policy, processor = parts
     seen = tiny_processor.observation(0)
     inputs = processor(seen["images"], seen["instruction"], seen["state"], return_tensors="pt")
-    output = policy.predict_action(**inputs, generator=torch.Generator().manual_seed(5))
+    output = policy.predict_action(**inputs, generator=noise_generator(5, 0, 0))
     planner = Planner(policy, processor, seed=5)
     found = planner(seen)
     np.testing.assert_allclose(found, processor.decode_actions(output.actions)[0], atol=1e-5)
@@ -59,6 +44,9 @@ def test_a_plan_is_what_processor_and_policy_make_of_the_observation(parts):
     assert not np.array_equal(again, found)  # the next draw of noise
     planner = Planner(policy, processor, seed=5)
     assert np.array_equal(planner(seen), found) and np.array_equal(planner(seen), again)
+    assert not np.array_equal(Planner(policy, processor, seed=5, robot=1)(seen), found)
+    with pytest.raises(ValueError, match="images, instruction, state; state missing"):
+        planner({"images": seen["images"], "instruction": "open"})
 
 
 def test_words_are_read_once(parts, monkeypatch):
@@ -71,7 +59,7 @@ def test_words_are_read_once(parts, monkeypatch):
 
 
 def test_a_text_encoder_that_sees_the_image_reads_at_every_decision(monkeypatch):
-    policy, processor = build(tiny_ovis_u1)
+    policy, processor = tiny_policy(tiny_ovis_u1)
     reads = count_reads(policy, monkeypatch)
     planner = Planner(policy, processor)
     for _ in range(2):
@@ -84,7 +72,7 @@ def test_a_text_encoder_that_sees_the_image_reads_at_every_decision(monkeypatch)
 @pytest.mark.parametrize("action", [ActionSpec(tiny_processor.ACTION_NAMES, "mean_std"), RELATIVE])
 def test_a_chunk_that_is_held_to_the_running_one_goes_on_where_that_will_be(action):
     """Also where actions are relative to a state that has changed since."""
-    policy, processor = build(action=action)
+    policy, processor = tiny_policy(contract={"action": action})
     seen = tiny_processor.observation(0)
     running = Planner(policy, processor, seed=1)(seen)
     later = {**seen, "state": seen["state"] + np.float32([0.4, 1.0, 0.0])}
@@ -110,7 +98,7 @@ def test_executors_run_on_a_policy(parts):
 
 @pytest.mark.parametrize("family", [tiny_flux2, tiny_flux_kontext])
 def test_cached_words_give_the_same_actions_alone_and_in_a_batch(family):
-    policy, processor = build(family)
+    policy, processor = tiny_policy(family)
     words_of = InstructionEncoder(policy, processor)
     observations = [tiny_processor.observation(seed) for seed in (0, 1)]
     images, states = ([seen[key] for seen in observations] for key in ("images", "state"))

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from transformers import BatchFeature
 
+from ..inference.noise import noise_generator
 from .environment import EnvironmentSpec, Observation
 from .environment_contract import check_environment
 
@@ -54,9 +55,4 @@ class PolicyPredictor:
 
     def generators(self, observations: Sequence[Observation]) -> list[torch.Generator]:
         """One source of noise per observation."""
-        return [_generator(self.seed, seen.seed, seen.step) for seen in observations]
-
-
-def _generator(*numbers: int) -> torch.Generator:
-    (seed,) = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(seed))
+        return [noise_generator(self.seed, seen.seed, seen.step) for seen in observations]

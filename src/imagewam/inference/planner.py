@@ -1,15 +1,17 @@
 """A policy and its processor as what executors plan with: an observation in, a chunk in the robot's units out."""
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..modeling.modeling_imagewam import ImageWAMForActionPrediction
 from ..processing_imagewam import ImageWAMProcessor
+from .chunks import ChunkPredictor, PreparedObservation
 from .instruction_encoder import InstructionEncoder
+from .noise import noise_generator
 from .real_time_chunking import MAX_GUIDANCE, RealTimeChunking, Schedule
 
 
@@ -25,11 +27,14 @@ class Chunking:
 class Planner:
     """`Plan` of an executor, and `PlanAhead` of an `AsyncExecutor`.
 
-    Words are encoded once per text, unless the text encoder sees the image. One seed gives one sequence of chunks.
+    Words are encoded once per text, unless the text encoder sees the image. The noise of a chunk is drawn from (seed,
+    robot, how many chunks were planned before): one seed gives one sequence of chunks, and a robot gets the same
+    from a planner of its own as from a `BatchPlanner`. Threads that share a planner take turns.
 
     Args:
         num_inference_steps: Euler steps; the policy's config says how many by default.
         chunking: real-time chunking for chunks that are planned while another one is executed; None: none.
+        seed, robot: whole numbers >= 0.
     """
 
     def __init__(
@@ -40,46 +45,48 @@ class Planner:
         num_inference_steps: int | None = None,
         chunking: Chunking | None = None,
         seed: int = 0,
+        robot: int = 0,
     ):
-        self.policy = policy.eval()
-        self.processor = processor
-        self.num_inference_steps = num_inference_steps
         self.chunking = chunking
-        self.instructions = None if policy.backbone.text_sees_image else InstructionEncoder(policy, processor)
-        self.generator = torch.Generator().manual_seed(seed)
+        self.seed, self.robot = seed, robot
+        self._chunks = ChunkPredictor(policy, processor, num_inference_steps)
+        self._lock = threading.Lock()
+        self._decisions = 0
 
-    @torch.no_grad()
+    @property
+    def policy(self) -> ImageWAMForActionPrediction:
+        return self._chunks.policy
+
+    @property
+    def instructions(self) -> InstructionEncoder | None:
+        """Embeddings by text; None where the text encoder sees the image."""
+        return self._chunks.instructions
+
     def __call__(
         self, observation: Mapping[str, Any], left: np.ndarray | None = None, expected_delay: int = 0
     ) -> np.ndarray:
         """The next actions `[horizon, action_dim]`, the first for the moment of the observation.
 
         Args:
-            observation: `images`, `instruction` and `state`, as the processor takes them for one moment.
+            observation: `images`, `instruction` and `state`, as the processor takes them for one moment; `embodiment`
+                for another robot than the one that the processor faces.
             left: `[n, action_dim]`, the rows of the running chunk from this moment on.
             expected_delay: control steps that this plan is expected to take.
         """
-        state = np.asarray(observation["state"])[None]
-        words = {"instruction": [observation["instruction"]]} if self.instructions is None else {}
-        inputs = self.processor(images=[observation["images"]], state=state, **words, return_tensors="pt")
-        inputs = dict(inputs.to(self.policy.device))
-        if self.instructions is not None:
-            inputs |= self.instructions([observation["instruction"]])
-        output = self.policy.predict_action(
-            **inputs,
-            num_inference_steps=self.num_inference_steps,
-            generator=self.generator,
-            wrap_velocity=self._held_to(left, expected_delay, state),
-        )
-        return self.processor.decode_actions(output.actions, state=state)[0]
+        with self._lock:
+            prepared = self._chunks.prepare(observation)
+            generator = noise_generator(self.seed, self.robot, self._decisions)
+            (chunk,) = self._chunks.predict([prepared], [generator], self._held_to(left, expected_delay, prepared))
+            self._decisions += 1
+            return chunk
 
-    def _held_to(self, left: np.ndarray | None, delay: int, state: np.ndarray) -> RealTimeChunking | None:
+    def _held_to(self, left: np.ndarray | None, delay: int, prepared: PreparedObservation) -> RealTimeChunking | None:
         if self.chunking is None or left is None:
             return None
-        horizon, count = self.processor.contract.horizon, len(left)
+        processor, count = prepared.processor, len(left)
         # The processor normalises whole chunks, and makes them relative to the state of now where the policy's are.
-        whole = np.concatenate([left, np.repeat(left[-1:], horizon - count, axis=0)])
-        previous = self.processor(state=state, actions=whole[None], return_tensors="pt")["actions"][:, :count]
+        whole = np.concatenate([left, np.repeat(left[-1:], processor.contract.horizon - count, axis=0)])
+        previous = processor(state=prepared.state, actions=whole[None], return_tensors="pt")["actions"][:, :count]
         overlap = count if self.chunking.overlap is None else min(self.chunking.overlap, count)
         settings = {"schedule": self.chunking.schedule, "max_guidance": self.chunking.max_guidance}
         return RealTimeChunking(previous.to(self.policy.device), min(delay, overlap), overlap, **settings)

@@ -1,0 +1,103 @@
+"""From observations to chunks in the robots' units: what planners for one robot and for many share."""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..modeling.flow_matching import Velocity
+from ..modeling.modeling_imagewam import ImageWAMForActionPrediction
+from ..processing_imagewam import ImageWAMProcessor
+from .instruction_encoder import InstructionEncoder, text_tokens
+
+KEYS = ("images", "instruction", "state")
+
+
+@dataclass(frozen=True)
+class PreparedObservation:
+    """One observation as the policy takes it.
+
+    Attributes:
+        inputs: of `predict_action`, a batch of one.
+        processor: faces the robot whose observation it is.
+        state: `[1, state_dim]` in the robot's units.
+    """
+
+    inputs: dict[str, Tensor]
+    processor: ImageWAMProcessor
+    state: np.ndarray
+
+    @property
+    def shape(self) -> Hashable:
+        """The same for observations that make a batch without padding each other: shapes, and numbers of tokens."""
+        return tuple(
+            (name, tuple(values.shape), int(values.sum()) if "attention_mask" in name else None)
+            for name, values in sorted(self.inputs.items())
+        )
+
+
+class ChunkPredictor:
+    """A policy with its processor; words are encoded once per text, unless the text encoder sees the image.
+
+    Args:
+        num_inference_steps: Euler steps; the policy's config says how many by default.
+    """
+
+    def __init__(
+        self,
+        policy: ImageWAMForActionPrediction,
+        processor: ImageWAMProcessor,
+        num_inference_steps: int | None = None,
+    ):
+        self.policy = policy.eval()
+        self.processor = processor
+        self.num_inference_steps = num_inference_steps
+        self.instructions = None if policy.backbone.text_sees_image else InstructionEncoder(policy, processor)
+        self._processors = {name: processor.for_embodiment(name) for name in (None, *processor.embodiments)}
+
+    def prepare(self, observation: Mapping[str, Any]) -> PreparedObservation:
+        """`images`, `instruction` and `state`, as the processor takes them for one moment, and the `embodiment` where
+        the processor knows several robots and this is not the one it faces.
+
+        Raises:
+            ValueError: something is missing or does not fit the robot's contract.
+            ContractMismatchError: the processor knows no such embodiment.
+        """
+        if missing := [key for key in KEYS if key not in observation]:
+            raise ValueError(
+                f"an observation needs {', '.join(KEYS)}; {', '.join(missing)} missing in {[*observation]}"
+            )
+        name = observation.get("embodiment")
+        # An unknown name is the processor's to complain about.
+        processor = self._processors[name] if name in self._processors else self.processor.for_embodiment(name)
+        state = np.asarray(observation["state"])[None]
+        inputs = dict(processor(images=[observation["images"]], state=state, return_tensors="pt"))
+        if self.instructions is None:
+            inputs |= text_tokens(processor, observation["instruction"])
+        else:
+            inputs |= self.instructions([observation["instruction"]])
+        return PreparedObservation(inputs, processor, state)
+
+    def inputs(self, observations: Sequence[PreparedObservation]) -> dict[str, Any]:
+        """Observations of one shape as `predict_action`'s arguments, on the policy's device."""
+        names = observations[0].inputs
+        batch = {name: torch.cat([one.inputs[name] for one in observations]).to(self.policy.device) for name in names}
+        return {**batch, "num_inference_steps": self.num_inference_steps}
+
+    @torch.no_grad()
+    def predict(
+        self,
+        observations: Sequence[PreparedObservation],
+        generators: Sequence[torch.Generator],
+        wrap_velocity: Callable[[Velocity], Velocity] | None = None,
+    ) -> list[np.ndarray]:
+        """A chunk `[horizon, action_dim]` for every observation, all of one shape, each with its own generator."""
+        inputs = self.inputs(observations)
+        actions = self.policy.predict_action(**inputs, generator=list(generators), wrap_velocity=wrap_velocity).actions
+        rows = actions.cpu().split(1)
+        return [
+            one.processor.decode_actions(row, state=one.state)[0] for one, row in zip(observations, rows, strict=True)
+        ]
