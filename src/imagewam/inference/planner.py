@@ -12,16 +12,21 @@ from ..processing_imagewam import ImageWAMProcessor
 from .chunks import ChunkPredictor, PreparedObservation
 from .instruction_encoder import InstructionEncoder
 from .noise import noise_generator
-from .real_time_chunking import MAX_GUIDANCE, RealTimeChunking, Schedule
+from .real_time_chunking import MAX_GUIDANCE, RealTimeChunking, Schedule, guidance_limit
 
 
 @dataclass(frozen=True)
 class Chunking:
-    """How a new chunk is held to the running one; see `RealTimeChunking`. `overlap`: None for all that is left."""
+    """How a new chunk is held to the running one; see `RealTimeChunking`.
+
+    Attributes:
+        overlap: None for all that is left.
+        max_guidance: None for what the number of Euler steps allows, at most the paper's 10.
+    """
 
     overlap: int | None = None
     schedule: Schedule = "exp"
-    max_guidance: float = MAX_GUIDANCE
+    max_guidance: float | None = None
 
 
 class Planner:
@@ -88,5 +93,12 @@ class Planner:
         whole = np.concatenate([left, np.repeat(left[-1:], processor.contract.horizon - count, axis=0)])
         previous = processor(state=prepared.state, actions=whole[None], return_tensors="pt")["actions"][:, :count]
         overlap = count if self.chunking.overlap is None else min(self.chunking.overlap, count)
-        settings = {"schedule": self.chunking.schedule, "max_guidance": self.chunking.max_guidance}
-        return RealTimeChunking(previous.to(self.policy.device), min(delay, overlap), overlap, **settings)
+        schedule, delay = self.chunking.schedule, min(delay, overlap)
+        return RealTimeChunking(previous.to(self.policy.device), delay, overlap, schedule, self._max_guidance())
+
+    def _max_guidance(self) -> float:
+        if self.chunking.max_guidance is not None:
+            return self.chunking.max_guidance
+        config = self.policy.config
+        num_steps = self._chunks.num_inference_steps or config.num_inference_steps
+        return min(MAX_GUIDANCE, guidance_limit(num_steps, config.time_shift))

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..modeling.flow_matching import Velocity
+from ..modeling.flow_matching import Velocity, euler_schedule
 
 Schedule = Literal["exp", "linear", "ones", "zeros"]
 MAX_GUIDANCE = 10.0
@@ -33,7 +33,8 @@ class RealTimeChunking:
         overlap: how many of the new actions are held at all; n by default.
         schedule: of the weights between `delay` and `overlap`: "exp" (the paper's, Eq. 5), "linear", "ones", or
             "zeros" (only the first `delay` are held).
-        max_guidance: β, the largest factor of the correction (paper, Eq. 2).
+        max_guidance: β, the largest factor of the correction (paper, Eq. 2). Above `guidance_limit` of the Euler steps
+            a held action is thrown beyond its place, with few steps further than it would be if it were free.
 
     Raises:
         ValueError: the previous chunk ends before the delay, or the lengths do not fit.
@@ -97,6 +98,11 @@ class RealTimeChunking:
         spread = time * (1 - time)
         strength = (time**2 + (1 - time) ** 2) / spread.clamp(min=torch.finfo(spread.dtype).tiny)
         return strength.clamp(max=self.max_guidance)
+
+
+def guidance_limit(num_steps: int, time_shift: float) -> float:
+    """The largest β with which no Euler step carries an action beyond where it is held: 1 / the longest step."""
+    return 1 / float(-euler_schedule(num_steps, time_shift).sigmas.diff().min())
 
 
 # c in (0, 1), falling from the delay to the overlap's end -> weight.

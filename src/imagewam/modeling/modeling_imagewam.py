@@ -347,11 +347,18 @@ class ImageWAMForActionPrediction(PolicyInputs, PolicyFiles, PreTrainedModel):
         def velocity_of(actions: Tensor, time: Tensor) -> Tensor:
             velocity, weights = self._action_velocity(actions, time, seen, rotary_emb, output_attentions)
             attentions.append(weights)
-            velocity = velocity.to(actions.dtype)
+            return without_padding(velocity.to(actions.dtype))
+
+        def without_padding(velocity: Tensor) -> Tensor:
             return velocity if is_pad is None else torch.where(is_pad, noise, velocity)
 
         if wrap_velocity is not None:
-            velocity_of = wrap_velocity(velocity_of)
+            wrapped = wrap_velocity(velocity_of)
+
+            # What wraps a velocity may move padding too: guidance's derivative runs through all dimensions.
+            def velocity_of(actions: Tensor, time: Tensor) -> Tensor:
+                return without_padding(wrapped(actions, time))
+
         for t in schedule.timesteps:
             time = (t / 1000).expand(len(noise))
             if target_latents is not None:
