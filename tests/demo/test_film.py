@@ -2,8 +2,9 @@ import av
 import numpy as np
 import pytest
 
-from imagewam.demo.film import CAPTION_HEIGHT, film_frames, write_film
+from imagewam.demo.film import CAPTION_HEIGHT, film_frames
 from imagewam.evaluation.environment import Observation
+from imagewam.evaluation.films import write_video
 from imagewam.evaluation.rollout import Trace
 
 
@@ -28,7 +29,7 @@ def test_views_change_with_the_plan(trace):
 
 def test_the_film_can_be_played(trace, tmp_path):
     frames = film_frames(trace, [[grey(50)], [grey(150)]], "go", success=False)
-    write_film(tmp_path / "film.mp4", frames, fps=20)
+    write_video(tmp_path / "film.mp4", frames, fps=20)
     with av.open(str(tmp_path / "film.mp4")) as container:
         decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
         assert container.streams.video[0].average_rate == 20

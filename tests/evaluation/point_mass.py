@@ -77,3 +77,10 @@ class MortalPointMass(PointMass):
                 open(os.path.join(self.folder, f"{self.task}-{self.seed}-{len(deaths)}"), "w").close()
                 time.sleep(60) if self.asleep else self.die()
         return super().step(actions, film)
+
+
+class TurnedPointMass(PointMass):
+    """Its camera hangs upside down."""
+
+    def render(self) -> np.ndarray:
+        return np.ascontiguousarray(super().render()[::-1, ::-1])

@@ -1,14 +1,10 @@
-"""Films of episodes: the scene beside what the policy saw and where its actions looked, written as MP4."""
+"""Films of episodes: the scene beside what the policy saw and where its actions looked."""
 
-from collections.abc import Iterable, Sequence
-from fractions import Fraction
-from pathlib import Path
+from collections.abc import Sequence
 
-import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..atomic import atomic_file
 from ..evaluation.rollout import Trace
 
 CAPTION_HEIGHT = 32
@@ -30,18 +26,6 @@ def film_frames(trace: Trace, views: Sequence[Sequence[np.ndarray]], caption: st
     frames = [_captioned(frame, caption, (230, 230, 230)) for frame in frames]
     ending = _captioned(_beside(trace.film[-1], views[-1]), caption, CAPTION_COLOURS[success])
     return frames + [ending] * 20  # hold the end, so that a viewer sees it
-
-
-def write_film(path: str | Path, frames: Iterable[np.ndarray], fps: int) -> None:
-    """Write uint8 [H, W, 3] frames (even H and W) as H.264, all or nothing."""
-    frames = list(frames)
-    height, width = frames[0].shape[:2]
-    with atomic_file(path) as temporary, av.open(str(temporary), "w") as container:
-        stream = container.add_stream("h264", rate=Fraction(fps), options={"crf": "20"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
 
 
 def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -9,10 +9,11 @@ import torch
 
 from ..atomic import atomic_write_text
 from ..data.action_chunks import ActionChunkDataset
+from ..evaluation.films import write_video
 from ..evaluation.policy_predictor import PolicyPredictor
 from ..evaluation.rollout import EpisodeRecord, Rollouts
 from .closed_loop import attention_views, imagined_futures, shown_episodes
-from .film import film_frames, write_film
+from .film import film_frames
 from .pictures import History, ImageRow, draw_image_rows, draw_losses, draw_summary, save_picture
 from .settings import DemoSettings
 
@@ -70,7 +71,7 @@ def write_report(
     save_picture(folder / "futures.png", (9, 2.0 * len(futures)), draw_image_rows, futures)
     size = (11, 2.25 * len(strips) + 4.1)
     save_picture(folder / "demo.png", size, draw_summary, strips, futures, results, history)
-    write_film(folder / "episodes.mp4", _film(rollouts, shown, views), FILM_FPS)
+    write_video(folder / "episodes.mp4", _film(rollouts, shown, views), FILM_FPS)
     atomic_write_text(folder / "report.md", _page(results, history, settings))
 
 

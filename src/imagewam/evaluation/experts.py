@@ -16,6 +16,7 @@ from ..data.lerobot_dataset import ACTION_KEY, STATE_KEY
 from ..data.writer import LeRobotWriter
 from .env_worker import EnvWorker
 from .environment import EnvironmentSpec, Observation
+from .recorded_episodes import write_recorded_episodes
 
 
 @dataclass
@@ -142,4 +143,5 @@ def record_dataset(
                 writer.add_episode(episode.frames, episode.instruction)
                 progress.update()
                 progress.set_postfix(task=task, rejected=len(recording.rejected))
+    write_recorded_episodes(root, spec.robot_type, recording.kept)
     return recording

@@ -1,12 +1,13 @@
 """A policy and its processor as the `Predict` function of rollouts."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import BatchFeature
 
+from ..inference.chunks import ChunkPredictor
 from ..inference.noise import noise_generator
 from .environment import EnvironmentSpec, Observation
 from .environment_contract import check_environment
@@ -17,18 +18,57 @@ class PolicyPredictor:
 
     The noise of every chunk is drawn from (seed, episode seed, step), so an episode goes the same way whichever
     episodes happen to share its batch.
+
+    Args:
+        batch_size: rows of every call of the policy, which are filled up with repeated ones: sums are then rounded in
+            the same way whoever else is there, to the last bit. Instructions are not padded to each other. None: all
+            observations in one batch, of whatever size.
     """
 
-    def __init__(self, policy: Any, processor: Any, num_inference_steps: int | None = None, seed: int = 0):
+    def __init__(
+        self,
+        policy: Any,
+        processor: Any,
+        num_inference_steps: int | None = None,
+        seed: int = 0,
+        batch_size: int | None = None,
+    ):
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.batch_size = batch_size
         self.policy = policy.eval()
         self.processor = processor
         self.num_inference_steps = num_inference_steps or policy.config.num_inference_steps
         self.seed = seed
+        self._chunks = ChunkPredictor(policy, processor, self.num_inference_steps)
 
     def __call__(self, observations: list[Observation]) -> np.ndarray:
         """Action chunks [B, horizon, action_dim]."""
+        if self.batch_size is not None:
+            return self._in_equal_batches(observations)
         state = np.stack([seen.state for seen in observations])
         return self.processor.decode_actions(self.predict(observations).actions.float().cpu(), state=state)
+
+    def _in_equal_batches(self, observations: list[Observation]) -> np.ndarray:
+        fields = ("images", "instruction", "state")
+        prepared = [self._chunks.prepare({name: getattr(seen, name) for name in fields}) for seen in observations]
+        groups: dict[Hashable, list[int]] = {}
+        for index, one in enumerate(prepared):
+            groups.setdefault(one.shape, []).append(index)
+        size, chunks = self.batch_size, {}
+        for group in groups.values():
+            for batch in (group[start : start + size] for start in range(0, len(group), size)):
+                rows = batch + batch[-1:] * (size - len(batch))
+                generators = self.generators([observations[index] for index in rows])
+                found = self._chunks.predict([prepared[index] for index in rows], generators)
+                chunks |= zip(batch, found, strict=False)
+        return np.stack([chunks[index] for index in range(len(observations))])
+
+    def foresee(self, seen: Observation) -> np.ndarray:
+        """The canvas that the policy foresees, uint8 [height, width, 3]."""
+        inputs = self.inputs(images=[seen.images], instruction=[seen.instruction], state=seen.state[None])
+        (generator,) = self.generators([seen])
+        return self.processor.decode_images(self.policy.predict_frame(**inputs, generator=generator))[0]
 
     def check_environment(self, spec: EnvironmentSpec) -> None:
         """Raise ContractMismatchError, naming both sides, unless the policy was trained for such an environment."""
