@@ -104,7 +104,8 @@ def capture_calls(
 def version_of(policy: ImageWAMForActionPrediction) -> Hashable:
     """What a captured call depends on besides its inputs: where the weights lie, and which kernels run."""
     networks = policy.backbone.transformer, policy.action_expert, policy.backbone.frozen.get("vae")
-    weights = [next(network.parameters()) for network in networks if network is not None]
+    # Quantised weights, which have parts, tell no place.
+    weights = [next(w for w in n.parameters() if type(w) is nn.Parameter) for n in networks if n is not None]
     return policy.config._attn_implementation, *((weight.data_ptr(), weight.dtype) for weight in weights)
 
 

@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput
 from ..configuration_imagewam import ImageWAMConfig
 from . import flow_matching as flow
 from .backbones import get_family
+from .editing_blocks import block_classes
 from .kv_cache import KVCache
 from .policy_files import PolicyFiles
 from .policy_inputs import Grid, PolicyInputs
@@ -92,6 +93,8 @@ class ImageWAMForActionPrediction(PolicyInputs, PolicyFiles, PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
+    # What the weights of the editing blocks are quantised to: "int8", "fp8" or "nf4"; None: they are not.
+    quantized_weights: str | None = None
 
     def __init__(self, config: ImageWAMConfig, transformer: nn.Module | None = None):
         super().__init__(config)
@@ -103,8 +106,7 @@ class ImageWAMForActionPrediction(PolicyInputs, PolicyFiles, PreTrainedModel):
             config.action_hidden_size = self.backbone.action_hidden_size
         self.action_expert = self.backbone.build_action_expert()
         self.state_encoder = nn.Linear(config.state_dim, self.backbone.text_dim) if config.state_dim else None
-        editing_blocks = self.backbone.transformer._no_split_modules or []
-        self._no_split_modules = [*self.action_expert.block_classes, *editing_blocks]
+        self._no_split_modules = [*self.action_expert.block_classes, *block_classes(self.backbone.transformer)]
         self.post_init()
         self._use_attention_backend()
         # Makes the networks' calls at inference, where `compile_for_inference` was told to capture them.
@@ -116,6 +118,24 @@ class ImageWAMForActionPrediction(PolicyInputs, PolicyFiles, PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
+
+    def check_not_quantized(self) -> None:
+        """Raise ValueError if the editing blocks' weights are quantised."""
+        if self.quantized_weights is not None:
+            raise ValueError(
+                f"the weights of this policy's editing blocks are quantised to {self.quantized_weights} already"
+            )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True):
+        """Moves and casts. A cast of 8-bit weights would leave some of torchao's kernels in the old dtype."""
+        if self.quantized_weights in ("int8", "fp8"):
+            cast = fn(torch.empty(0, dtype=self.dtype, device=self.device)).dtype
+            if cast != self.dtype:
+                raise ValueError(
+                    f"this policy's weights are quantised to {self.quantized_weights} for {self.dtype} and cannot be "
+                    f"cast to {cast}: cast the policy first, then quantise it"
+                )
+        return super()._apply(fn, recurse)
 
     def get_input_embeddings(self) -> None:
         """Words are embedded by the frozen text encoder; FSDP asks."""

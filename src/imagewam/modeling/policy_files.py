@@ -35,6 +35,7 @@ class PolicyFiles:
 
     config: ImageWAMConfig
     backbone: EditingBackbone
+    quantized_weights: str | None
 
     @classmethod
     def from_editing_pipeline(
@@ -146,8 +147,14 @@ class PolicyFiles:
                 names of those to write.
 
         Raises:
-            ValueError: a frozen part that is not written has no hub repo to refer to.
+            ValueError: a frozen part that is not written has no hub repo to refer to; or the policy's own weights, in
+                whose place no `state_dict` is given, are quantised.
         """
+        if self.quantized_weights is not None and kwargs.get("state_dict") is None:
+            raise ValueError(
+                f"the weights of this policy's editing blocks are quantised to {self.quantized_weights}, and a "
+                "checkpoint holds whole ones: save the policy before, and quantise it whenever it is loaded"
+            )
         saved = self._frozen_to_save(save_frozen)
         self.check_frozen_references(saved)
         references = self.config.frozen_parts

@@ -5,6 +5,7 @@ import importlib.util
 import torch
 from torch import nn
 
+from ..modeling.editing_blocks import block_linears
 from ..modeling.modeling_imagewam import ImageWAMForActionPrediction
 
 
@@ -18,16 +19,15 @@ def quantize_editing(policy: ImageWAMForActionPrediction, compute_dtype: torch.d
         compute_dtype: of the matrix products.
 
     Raises:
-        ValueError: bitsandbytes is not installed.
+        ValueError: bitsandbytes is not installed, the weights are quantised already, or the network has no blocks.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError("quantize_editing needs bitsandbytes: pip install 'imagewam[quantization]'")
+    policy.check_not_quantized()
     transformer = policy.backbone.transformer
-    blocks = [m for m in transformer.modules() if type(m).__name__ in (transformer._no_split_modules or [])]
-    for block in blocks:
-        linears = [(name, module) for name, module in block.named_modules() if type(module) is nn.Linear]
-        for name, linear in linears:
-            block.set_submodule(name, _quantized(linear, compute_dtype).to(device))
+    for name, linear in block_linears(transformer).items():
+        transformer.set_submodule(name, _quantized(linear, compute_dtype).to(device))
+    policy.quantized_weights = "nf4"
     # peft looks here for the kind of adapter layer that it needs.
     policy.is_loaded_in_4bit = True
 
