@@ -106,7 +106,7 @@ def version_of(policy: ImageWAMForActionPrediction) -> Hashable:
     networks = policy.backbone.transformer, policy.action_expert, policy.backbone.frozen.get("vae")
     # Quantised weights, which have parts, tell no place.
     weights = [next(w for w in n.parameters() if type(w) is nn.Parameter) for n in networks if n is not None]
-    return policy.config._attn_implementation, *((weight.data_ptr(), weight.dtype) for weight in weights)
+    return policy.attention_backend, *((weight.data_ptr(), weight.dtype) for weight in weights)
 
 
 def compile_blocks(

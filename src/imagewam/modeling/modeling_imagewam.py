@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -17,21 +16,13 @@ from transformers.utils import ModelOutput
 
 from ..configuration_imagewam import ImageWAMConfig
 from . import flow_matching as flow
+from .attention_backends import ATTENTION_BACKENDS, installed_backend
 from .backbones import get_family
 from .editing_blocks import block_classes
 from .kv_cache import KVCache
 from .policy_files import PolicyFiles
 from .policy_inputs import Grid, PolicyInputs
 from .turns import Turns
-
-# transformers' names of attention implementations -> diffusers' names of attention backends.
-ATTENTION_BACKENDS = {
-    "sdpa": None,  # diffusers' own default, so that its switches keep working
-    "eager": "_native_math",
-    "flex_attention": "flex",
-    "flash_attention_2": "flash_varlen",  # the variable-length kernels take the mask of a ragged batch
-    "flash_attention_3": "_flash_varlen_3",
-}
 
 
 @dataclass
@@ -93,6 +84,8 @@ class ImageWAMForActionPrediction(PolicyInputs, PolicyFiles, PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
+    # diffusers' name of the backend that attention goes to; None: the process's.
+    attention_backend: str | None = None
     # What the weights of the editing blocks are quantised to: "int8", "fp8" or "nf4"; None: they are not.
     quantized_weights: str | None = None
 
@@ -577,9 +570,26 @@ class ImageWAMForActionPrediction(PolicyInputs, PolicyFiles, PreTrainedModel):
         name = self.config._attn_implementation
         if name not in ATTENTION_BACKENDS:
             raise ValueError(f"attn_implementation is one of {sorted(ATTENTION_BACKENDS)}, got {name!r}")
-        backend = ATTENTION_BACKENDS[name] and AttentionBackendName(ATTENTION_BACKENDS[name])
+        self.set_attention_backend(ATTENTION_BACKENDS[name])
+
+    def set_attention_backend(self, name: str | None) -> None:
+        """Attention of the editing transformer and the action expert by one of diffusers' backends.
+
+        It takes the place of `set_attn_implementation`, which knows the few that transformers has names for too. No
+        checkpoint remembers either.
+
+        Args:
+            name: such as "native", "flash_varlen", "_native_flash", "sage_varlen" or "xformers". None: the process's,
+                which is "native" unless `DIFFUSERS_ATTN_BACKEND` or diffusers' `attention_backend(...)` say another.
+
+        Raises:
+            ValueError: diffusers has no such backend, or this family's network cannot choose one.
+            RuntimeError: the package that it needs is not installed.
+        """
+        backend = None if name is None else installed_backend(name)
         self.backbone.set_attention_backend(backend)
         self.action_expert.set_attention_backend(backend)
+        self.attention_backend = name
 
     # LoRA
 
