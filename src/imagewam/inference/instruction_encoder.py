@@ -86,13 +86,12 @@ def text_tokens(processor: ImageWAMProcessor, text: str) -> dict[str, Tensor]:
 
 
 def encode_tokens(policy: ImageWAMForActionPrediction, tokens: Mapping[str, Tensor]) -> Prompt:
-    """One instruction through the policy's text encoder, on the policy's device."""
-    tokens = {name: ids.to(policy.device) for name, ids in tokens.items()}
+    """One instruction through the policy's text encoder; the result is on the policy's device."""
     pooled = None
     with policy._frozen():
-        embeds, mask = policy.backbone.encode_instruction(**tokens)
+        embeds, mask = policy.backbone.read_instruction(**tokens)
         if policy.backbone.pooled_dim is not None:
-            pooled = policy.backbone.encode_pooled_instruction(**tokens)[0]
+            pooled = policy.backbone.read_pooled_instruction(**tokens)[0]
     mask = embeds.new_ones(embeds.shape[:2]) if mask is None else mask
     return Prompt(embeds[0], mask[0].long(), pooled)
 

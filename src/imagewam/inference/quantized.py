@@ -29,7 +29,8 @@ def quantize_weights(policy: ImageWAMForActionPrediction, precision: str) -> Ima
         `policy`.
 
     Raises:
-        ValueError: an unknown precision, torchao is not installed, or the policy is quantised or compiled already.
+        ValueError: an unknown precision, torchao is not installed, the policy is quantised or compiled already, or its
+            weights are not in memory.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"weights are quantised to {' or '.join(PRECISIONS)}, got {precision!r}")
@@ -38,14 +39,15 @@ def quantize_weights(policy: ImageWAMForActionPrediction, precision: str) -> Ima
     policy.check_not_quantized()
     if policy._static_calls is not None or any(m._compiled_call_impl is not None for m in policy.modules()):
         raise ValueError("this policy is compiled for its weights as they are: quantize_weights goes first")
+    linears = set(block_linears(policy.backbone.transformer).values())
+    if any(linear.weight.is_meta for linear in linears):
+        raise ValueError("some weights are offloaded (device_map) or on the meta device: quantise them in memory")
     from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
 
     config_class = {"int8": Int8WeightOnlyConfig, "fp8": Float8WeightOnlyConfig}[precision]
-    transformer = policy.backbone.transformer
-    chosen = set(block_linears(transformer).values())
     # torchao would else set options of the whole process, the precision of float32 products among them.
     config = config_class(set_inductor_config=False)
-    quantize_(transformer, config, filter_fn=lambda module, name: module in chosen)
+    quantize_(policy.backbone.transformer, config, filter_fn=lambda module, name: module in linears)
     policy.quantized_weights = precision
     return policy
 

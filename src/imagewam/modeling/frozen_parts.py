@@ -1,7 +1,8 @@
 """Frozen networks (VAE, text encoder) kept outside the module tree and loaded on first use.
 
-They follow `.to()` but appear in no state dict, optimiser or data-parallel wrapper. A checkpoint names them by repo,
-subfolder and revision; a `repo` of None means that they lie in the checkpoint's own folder.
+They follow `.to()`, unless they are kept on a device of their own, but appear in no state dict, optimiser or
+data-parallel wrapper. A checkpoint names them by repo, subfolder and revision; a `repo` of None means that they lie in
+the checkpoint's own folder.
 """
 
 import json
@@ -27,7 +28,12 @@ class FrozenParts:
 
     config: ImageWAMConfig
     frozen_loaders: dict[str, Callable] = {}
-    frozen: dict[str, nn.Module] = {}  # class default: `_apply` can run before anything is attached
+    # Class defaults: `_apply` can run before anything is attached.
+    frozen: dict[str, nn.Module] = {}
+    # Parts that do not follow the others to another device.
+    kept_on: dict[str, torch.device] = {}
+    # Where the networks compute whose weights are loaded for each call, from disk or the CPU's memory.
+    compute_device: torch.device | None = None
 
     def attach_frozen(self, name: str, module: nn.Module) -> nn.Module:
         """Use `module` (set to eval, no gradients) as the frozen part `name`."""
@@ -59,8 +65,26 @@ class FrozenParts:
                 raise OSError(f"the frozen {name} at {location} is corrupt or truncated: {error}") from error
             if missing := sorted(info["missing_keys"]):  # the libraries would only warn, and draw them at random
                 raise ValueError(f"the frozen {name} at {location} lacks {len(missing)} weights such as {missing[0]}")
-            self.attach_frozen(name, align_weights(module).to(self._parameter().device))
+            self.attach_frozen(name, align_weights(module).to(self.kept_on.get(name, self.home)))
         return self.frozen[name]
+
+    @property
+    def home(self) -> torch.device:
+        """Where this module computes, and its frozen parts that are not kept elsewhere."""
+        return self.compute_device or self._parameter().device
+
+    def keep_frozen_on(self, name: str, device: torch.device | str | None) -> None:
+        """Let the frozen part, loaded or not, stay on a device, wherever this module goes; it still follows casts.
+
+        Args:
+            device: None: it comes back, and follows again.
+        """
+        kept = {key: place for key, place in self.kept_on.items() if key != name}
+        if device is not None:
+            kept[name] = torch.device(device)
+        object.__setattr__(self, "kept_on", kept)
+        if name in self.frozen:
+            self.frozen[name].to(kept.get(name, self.home))
 
     def release_frozen(self, name: str) -> None:
         """Let go of the frozen part, if it is loaded; its next use loads it again.
@@ -87,9 +111,14 @@ class FrozenParts:
         return next(self.parameters())
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True):
-        for module in self.frozen.values():
-            _apply_but_frequencies(module, fn)
+        for name, module in self.frozen.items():
+            _apply_but_frequencies(module, _cast_of(fn) if name in self.kept_on else fn)
         return super()._apply(fn, recurse)
+
+
+def _cast_of(fn: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What `fn` does to a tensor's dtype, without its move."""
+    return lambda tensor: tensor.to(fn(tensor.new_empty(0)).dtype)
 
 
 def _apply_but_frequencies(module: nn.Module, fn: Callable[[torch.Tensor], torch.Tensor]) -> None:

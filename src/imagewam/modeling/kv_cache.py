@@ -39,6 +39,9 @@ class LayerKVWithRoom(LayerKV):
     What `followed_by` returns is overwritten by the next call. No gradients.
     """
 
+    # None in a copy that was made of the two members alone, as accelerate's hooks do: there is no room then.
+    buffers: tuple[Tensor, Tensor] | None = None
+
     @classmethod
     def of(cls, layer: LayerKV, room: int, dtype: torch.dtype) -> "LayerKVWithRoom":
         """A copy in `dtype` with room for so many tokens."""
@@ -49,6 +52,8 @@ class LayerKVWithRoom(LayerKV):
         return copied
 
     def followed_by(self, key: Tensor, value: Tensor) -> LayerKV:
+        if self.buffers is None:
+            return super().followed_by(key, value)
         for buffer, own, tokens in zip(self.buffers, self, (key, value), strict=True):
             buffer[:, own.shape[1] :].copy_(tokens)
         return LayerKV(*self.buffers)

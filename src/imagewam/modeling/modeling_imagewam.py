@@ -130,6 +130,11 @@ class ImageWAMForActionPrediction(PolicyInputs, PolicyFiles, PreTrainedModel):
                 )
         return super()._apply(fn, recurse)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the policy computes, and its inputs belong."""
+        return self.backbone.home
+
     def get_input_embeddings(self) -> None:
         """Words are embedded by the frozen text encoder; FSDP asks."""
         return None

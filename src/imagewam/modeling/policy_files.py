@@ -98,8 +98,12 @@ class PolicyFiles:
         """Load a checkpoint folder or hub repo. As in transformers, but a weight that is missing, unexpected or
         unreadable is an error: a policy with a few random tensors still moves a robot.
 
+        A `device_map` may keep weights in the CPU's memory or on disk; frozen parts are loaded where the policy
+        computes.
+
         Raises:
-            ValueError: names of the weights that did not match.
+            ValueError: names of the weights that did not match; or the `device_map` has the policy compute on several
+                devices.
             OSError: the file that could not be read.
         """
         path = pretrained_model_name_or_path
@@ -112,7 +116,21 @@ class PolicyFiles:
                 raise ValueError(f"{path} does not fit its own config.json: {kind} {sorted(info[kind])}")
         align_weights(policy)
         policy.backbone.finish_loading()
+        policy._settle_device_map()
         return (policy, info) if output_loading_info else policy
+
+    def _settle_device_map(self) -> None:
+        """Tell the frozen parts, and whoever asks for the policy's device, where offloaded weights compute."""
+        device_map = getattr(self, "hf_device_map", None) or {}
+        devices = {torch.device(place) for place in device_map.values() if place not in ("cpu", "disk")}
+        if len(devices) > 1:
+            raise ValueError(
+                "the actions attend to keys of every editing layer, so that a policy computes on one device, got a "
+                f"device_map with {sorted(map(str, devices))}: use device_map={{'': device}}, 'cpu' or 'disk' for "
+                "modules whose weights do not fit, or max_memory of one device and the CPU"
+            )
+        if device_map and any(weight.is_meta for weight in self.parameters()):
+            self.backbone.compute_device = devices.pop() if devices else torch.device("cpu")
 
     @property
     def homeless_frozen_parts(self) -> list[str]:

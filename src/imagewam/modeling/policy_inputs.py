@@ -148,7 +148,7 @@ class PolicyInputs:
             if not tokens:
                 raise self._missing_tokens("prompt_embeds with pooled_prompt_embeds")
             with self._frozen():
-                pooled_prompt_embeds = self.backbone.encode_pooled_instruction(**tokens)
+                pooled_prompt_embeds = self.backbone.read_pooled_instruction(**tokens)
         expected = [batch_size, width]
         if list(pooled_prompt_embeds.shape) != expected:
             raise ValueError(f"pooled_prompt_embeds must be {expected}, got {list(pooled_prompt_embeds.shape)}")
@@ -165,7 +165,7 @@ class PolicyInputs:
                     "image_latents, or prompt_embeds made for this very image"
                 )
             with self._frozen():
-                prompt_embeds, prompt_mask = self.backbone.encode_instruction(**tokens, pixel_values=pixel_values)
+                prompt_embeds, prompt_mask = self.backbone.read_instruction(**tokens, pixel_values=pixel_values)
         if prompt_embeds.shape[0] != batch_size or prompt_embeds.shape[-1] != self.backbone.text_dim:
             raise ValueError(
                 f"instruction embeddings must be [{batch_size}, L, {self.backbone.text_dim}], "

@@ -3,11 +3,13 @@
 import copy
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
+from accelerate.utils import send_to_device
 from diffusers import DiffusionPipeline, ModularPipeline
 from diffusers.models.attention_dispatch import AttentionBackendName
 from torch import Tensor, nn
@@ -239,6 +241,43 @@ class EditingBackbone(FrozenParts, nn.Module, ABC):
     def encode_pooled_instruction(self, input_ids: Tensor, attention_mask: Tensor | None, **second: Tensor) -> Tensor:
         """`[B, pooled_dim]`, for families that have a `pooled_dim`. Arguments as for `encode_instruction`."""
         raise NotImplementedError(f"{self.family} has no pooled instruction embedding")
+
+    def read_instruction(self, **tokens: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """`encode_instruction` where the text encoder is; from tensors anywhere to embeddings beside the network."""
+        return self._read(self.encode_instruction, tokens)
+
+    def read_pooled_instruction(self, **tokens: Tensor | None) -> Tensor:
+        """`encode_pooled_instruction` in the same way."""
+        return self._read(self.encode_pooled_instruction, tokens)
+
+    def _read(self, encode: Callable, tokens: dict[str, Tensor | None]) -> Any:
+        text_device = next((self.kept_on[name] for name in self.text_encoders if name in self.kept_on), self.home)
+        return send_to_device(encode(**send_to_device(tokens, text_device)), self.home)
+
+    @property
+    def text_encoders(self) -> list[str]:
+        """The frozen parts that read instructions and nothing else."""
+        return [name for name in self.frozen_loaders if name.startswith("text_encoder")]
+
+    def keep_text_encoder_on(self, device: torch.device | str | None) -> None:
+        """Let the text encoder (or both) stay on a device of its own, such as "cpu" for a policy on a small GPU.
+
+        It reads instructions there, and their embeddings come to the network. Where the words are read once
+        (`InstructionEncoder`) this costs nothing at a decision. Loaded or not, now or before the policy is moved.
+
+        Args:
+            device: None: it goes where the policy goes, as from the start.
+
+        Raises:
+            ValueError: the family has no text encoder of its own.
+        """
+        if not self.text_encoders:
+            raise ValueError(
+                f"{self.family} has no text encoder that could be kept apart: its frozen parts are "
+                f"{sorted(self.frozen_loaders)}"
+            )
+        for name in self.text_encoders:
+            self.keep_frozen_on(name, device)
 
     @property
     def word_table(self) -> nn.Module:
