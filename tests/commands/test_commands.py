@@ -222,6 +222,19 @@ def test_predict_from_a_dataset_frame(policy, dataset, tmp_path):
     assert Image.open(tmp_path / "frame.png").size == (16, 16)
 
 
+def test_the_error_of_quantised_weights_on_frames_of_a_dataset(policy, dataset, tmp_path, capsys):
+    words = ["--checkpoint", str(policy), "--dataset", str(dataset), "--frames", "0", "3"]
+    options = ["--precisions", "bfloat16", "int8", "--rest", "float32", "--output", str(tmp_path / "error.json")]
+    main(["bench", "quantization", *words, *options])
+    half, small = json.loads((tmp_path / "error.json").read_text())["quantization"]
+    assert small["precision"] == {"blocks": "int8", "rest": "float32"}
+    assert 0 < small["relative"] < half["relative"] < 0.05
+    assert small["expert"] == 2 * half["expert"] and small["editing"] < 2 * half["editing"]
+    assert f"| {policy} | denoise | int8 | float32 |" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="give --checkpoint and --dataset, or none"):
+        main(["bench", "quantization", "--checkpoint", str(policy)])
+
+
 def test_predict_from_images(policy, tmp_path):
     Image.new("RGB", (16, 16)).save(tmp_path / "front.png")
     words = ["--images", f"front={tmp_path / 'front.png'}", "--instruction", "move on", "--state", "0.5", "-0.5"]

@@ -308,6 +308,26 @@ def test_bfloat16_stays_close(make_policy, observation, noise):
     torch.testing.assert_close(half.predict_action(**observation, **noise).actions, expected, atol=0.1, rtol=0)
 
 
+def test_float16_stays_closer_than_bfloat16(make_policy, observation, noise):
+    policy, noise = make_policy(edit_mode="prefix"), noise_for("prefix", noise)
+    expected = policy.predict_action(**observation, **noise).actions
+    errors = {}
+    for dtype in (torch.float16, torch.bfloat16):
+        half = copy.deepcopy(policy).to(dtype)
+        errors[dtype] = (half.predict_action(**observation, **noise).actions - expected).abs().max().item()
+    assert errors[torch.float16] < 0.02
+    assert errors[torch.float16] < errors[torch.bfloat16]
+
+
+def test_actions_that_overflow_in_float16_are_an_error(make_policy, observation, noise):
+    policy, noise = copy.deepcopy(make_policy(edit_mode="prefix")), noise_for("prefix", noise)
+    with torch.no_grad():
+        policy.action_expert.action_encoder.weight.mul_(1e6)
+    assert policy.predict_action(**observation, **noise).actions.isfinite().all()
+    with pytest.raises(FloatingPointError, match="not finite in torch.float16, whose largest number is 65504"):
+        policy.to(torch.float16).predict_action(**observation, **noise)
+
+
 def test_a_policy_without_state(make_policy, observation, noise):
     policy = make_policy(state_dim=0)
     del observation["state"]

@@ -1,7 +1,8 @@
 """`imagewam bench`: what the published variants need, from arithmetic on the meta device; and a dataset's speed.
 
 `memory`: weights, keys and values, and the peak of one decision. `cost`: parameters and operations of one decision.
-With options of their own, see their `--help`: `data`, training samples a second; `latency`, how long a decision takes.
+With options of their own, see their `--help`: `data`, training samples a second; `latency`, how long a decision takes;
+`quantization`, what lower precision costs in actions and saves in memory.
 """
 
 import dataclasses
@@ -17,11 +18,11 @@ from ..inference.cost import DecisionCost, plan_cost
 from ..inference.decision import CANVAS, NUM_TEXT_TOKENS
 from ..inference.memory_plan import MemoryPlan, plan_memory
 from ..inference.variants import VARIANTS
-from . import bench_data, bench_latency
+from . import bench_data, bench_latency, bench_quantization
 from .options import parse_options
 
 # Measurements with options of their own.
-OTHERS = {"data": bench_data.main, "latency": bench_latency.main}
+OTHERS = {"data": bench_data.main, "latency": bench_latency.main, "quantization": bench_quantization.main}
 GIB, TERA = 2**30, 10**12
 # Euler steps: one, those of the paper's latency table, and of its evaluations.
 STEPS = (1, 3, 10)

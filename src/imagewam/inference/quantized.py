@@ -34,8 +34,7 @@ def quantize_weights(policy: ImageWAMForActionPrediction, precision: str) -> Ima
     """
     if precision not in PRECISIONS:
         raise ValueError(f"weights are quantised to {' or '.join(PRECISIONS)}, got {precision!r}")
-    if importlib.util.find_spec("torchao") is None:
-        raise ValueError("quantize_weights needs torchao: pip install 'imagewam[quantization]'")
+    require_torchao()
     policy.check_not_quantized()
     if policy._static_calls is not None or any(m._compiled_call_impl is not None for m in policy.modules()):
         raise ValueError("this policy is compiled for its weights as they are: quantize_weights goes first")
@@ -50,6 +49,12 @@ def quantize_weights(policy: ImageWAMForActionPrediction, precision: str) -> Ima
     quantize_(policy.backbone.transformer, config, filter_fn=lambda module, name: module in linears)
     policy.quantized_weights = precision
     return policy
+
+
+def require_torchao() -> None:
+    """Raise ValueError if torchao is not installed."""
+    if importlib.util.find_spec("torchao") is None:
+        raise ValueError("quantize_weights needs torchao: pip install 'imagewam[quantization]'")
 
 
 def weight_bytes(module: nn.Module) -> int:

@@ -306,6 +306,7 @@ class ImageWAMForActionPrediction(PolicyInputs, PolicyFiles, PreTrainedModel):
 
         Raises:
             ValueError: an input has the wrong shape or no use, or the layers' keys do not match for attentions.
+            FloatingPointError: a policy in float16 went beyond its largest number.
         """
         self._check_image_noise(image_noise)
         if output_attentions and not self.backbone.aligned_keys:
@@ -338,7 +339,16 @@ class ImageWAMForActionPrediction(PolicyInputs, PolicyFiles, PreTrainedModel):
                 actions, attentions, spans = self._denoise_actions(*given, wrap_velocity, output_attentions)
             else:
                 actions, attentions, spans = self._call(self._denoise_actions, *given)
+            self._check_overflow(actions)
         return ImageWAMActionOutput(actions, attentions, spans, context.image_grid)
+
+    def _check_overflow(self, actions: Tensor) -> None:
+        """float16 ends at 65504, far below the other dtypes, and some networks' activations do not."""
+        if self.dtype == torch.float16 and not actions.is_meta and not actions.isfinite().all():
+            raise FloatingPointError(
+                "the actions of this policy are not finite in torch.float16, whose largest number is 65504: run it in "
+                "torch.bfloat16 or torch.float32"
+            )
 
     def _denoise_actions(
         self,
