@@ -1,7 +1,7 @@
 """What goes into a policy: checked, and with what frozen parts make of pixels and token ids."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -85,8 +85,12 @@ class PolicyInputs:
     @contextmanager
     def _frozen(self) -> Iterator[None]:
         """Frozen parts compute in their own dtype, in mixed-precision training as at inference, and for one thread."""
-        with self._turns, torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+        with self._turns, torch.no_grad(), self._without_autocast():
             yield
+
+    def _without_autocast(self) -> AbstractContextManager:
+        kind = self.device.type
+        return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
     def _target_latents(self, target_pixel_values, pixel_values, target_latents, image_latents) -> Tensor | None:
         if not self.backbone.denoises_targets:
