@@ -79,6 +79,23 @@ def test_many_shapes_are_kept_side_by_side(make_policy, observation):
 
 
 @ON_FLUX2
+def test_shapes_beyond_the_limit_run_as_before_and_say_so(make_policy, observation, caplog):
+    policy = make_policy(edit_mode="prefix")
+    one = some_of(observation, 1)
+    words = torch.randn(1, 9, policy.backbone.text_dim, generator=torch.Generator().manual_seed(0))
+    given = {name: one[name] for name in ("pixel_values", "state")} | noise_for(policy, one)
+    expected = [policy.predict_action(**given, prompt_embeds=words[:, :n]).actions for n in range(1, 10)]
+    report = policy.compile_for_inference({**given, "prompt_embeds": words}, backend="eager")
+    assert torch._dynamo.config.recompile_limit >= 256
+    with torch._dynamo.config.patch(recompile_limit=2):
+        found = [policy.predict_action(**given, prompt_embeds=words[:, :n]).actions for n in range(1, 10)]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert "actions of further shapes" in report.refused and "actions" in report.compiled
+    assert caplog.text.count("actions of further shapes is not compiled") == 1
+    assert copy.deepcopy(policy).action_expert.blocks[0]._compiled_call_impl is None
+
+
+@ON_FLUX2
 def test_what_cannot_be_compiled_runs_as_before_and_says_so(make_policy, observation, caplog):
     def broken(graph, inputs):
         raise ValueError("no such hardware")

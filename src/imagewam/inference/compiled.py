@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.utils import counters
 
 from ..modeling.modeling_imagewam import ImageWAMForActionPrediction
@@ -15,9 +16,12 @@ from .static_calls import Capture, StaticCalls, capture_cuda_graph
 logger = logging.getLogger(__name__)
 
 PARTS = ("actions", "prefill")
-MAX_GRAPHS_PER_BLOCK = 1024
 # Modes in which torch.compile captures CUDA graphs of every block.
 _MODES_THAT_CAPTURE = ("reduce-overhead", "max-autotune")
+
+# A block has up to four graphs per shape (before and in front of the target's keys, with and without derivatives), and
+# every length of instruction is a shape; PyTorch's own limit is 8.
+MAX_GRAPHS = 256
 
 
 @dataclass
@@ -59,8 +63,9 @@ class CompiledPolicy:
         self._when_warm = _graphs(), self.captured
 
     def refuse(self, part: str, reason: str) -> None:
+        if part not in self._refused:
+            logger.warning("%s is not compiled and runs as before: %s", part, reason)
         self._refused[part] = reason
-        logger.warning("%s is not compiled and runs as before: %s", part, reason)
 
 
 def compile_policy(
@@ -122,7 +127,9 @@ def compile_blocks(
     if not blocks:
         report.refuse(part, f"{type(policy.backbone.transformer).__name__} names no repeated blocks")
         return
-    _allow_many_shapes()
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, MAX_GRAPHS)
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, MAX_GRAPHS)
     for block in blocks:
         block.compile(backend=backend, mode=mode, fullgraph=True, dynamic=False)
     try:
@@ -134,13 +141,24 @@ def compile_blocks(
         report.refuse(part, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
     else:
         report.compiled.append(part)
+        for block in blocks:
+            block._compiled_call_impl = _or_as_before(block, part, report)
 
 
-def _allow_many_shapes() -> None:
-    """PyTorch gives up at the ninth graph of a block: a robot would stop at an instruction of yet another length."""
-    config = torch._dynamo.config
-    config.cache_size_limit = max(config.cache_size_limit, MAX_GRAPHS_PER_BLOCK)
-    config.accumulated_cache_size_limit = max(config.accumulated_cache_size_limit, 8 * MAX_GRAPHS_PER_BLOCK)
+def _or_as_before(block: nn.Module, part: str, report: CompiledPolicy) -> Callable:
+    """The block's compiled call; as it was before for shapes beyond `MAX_GRAPHS`, which would be an error."""
+    compiled, name = block._compiled_call_impl, f"{part} of further shapes"
+
+    def call(*args, **kwargs):
+        if name not in report.refused:
+            try:
+                return compiled(*args, **kwargs)
+            except FailOnRecompileLimitHit:
+                report.refuse(name, f"there are graphs of {MAX_GRAPHS} shapes already")
+        with torch.compiler.set_stance("eager_on_recompile"):
+            return compiled(*args, **kwargs)
+
+    return call
 
 
 def _editing_blocks(policy: ImageWAMForActionPrediction) -> list[nn.Module]:
