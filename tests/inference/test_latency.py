@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderKLFlux2
 from PIL import Image
 
+from captured_on_cpu import rerun
 from imagewam.cli import main
 from imagewam.commands import bench_latency
 from imagewam.inference.compiled import CompiledPolicy
@@ -17,7 +18,6 @@ from imagewam.inference.latency import LEVELS, STAGES, Latency, Ways, measure_wa
 from imagewam.inference.mid_size import MID_SIZE
 from imagewam.inference.roofline import Ceilings, StageWork, measure_ceilings, work_of_stages
 from imagewam.inference.variants import VARIANTS
-from rerun import rerun
 
 TEXT = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 1}
 WIDTH = {"intermediate_size": 32, "vocab_size": 64, "bos_token_id": None, "eos_token_id": None}

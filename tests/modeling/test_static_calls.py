@@ -1,7 +1,7 @@
 """Captured calls: the same actions as before for every family, on memory that stays where it is.
 
-There is no CUDA graph on a CPU: here a call is "captured" by making it again and writing over what it returned first.
-That a real capture is possible is shown on the meta device: no call reads a number on the host or copies one from it.
+Calls are captured as `captured_on_cpu` does it. That a real capture is possible is shown on the meta device: no call
+reads a number on the host or copies one from it.
 """
 
 import copy
@@ -11,19 +11,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from imagewam.inference.compiled import CompiledPolicy, capture_calls
+from captured_on_cpu import captured, rerun
 from imagewam.inference.static_calls import StaticCalls, _map, _tensors
-from rerun import rerun
 
 MODES = ["prefix", "denoise"]
 ON_FLUX2 = pytest.mark.parametrize("tiny_pipeline", ["flux2-klein"], indirect=True)
-
-
-def captured(policy, *examples, capture=rerun):
-    report = CompiledPolicy()
-    capture_calls(policy, list(examples), report, capture)
-    report.warm()
-    return report
 
 
 def rows(observation, *which):

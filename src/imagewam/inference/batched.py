@@ -106,8 +106,8 @@ class BatchPlanner:
         `policy.compile_for_inference(*planner.examples(observations))` prepares the policy for all of them.
         """
         with self._lock:
-            lengths = {one.shape: one for one in self._prepare(observations)}
-            return [self._chunks.inputs([one] * size) for one in lengths.values() for size in self.batch_sizes]
+            lengths = self._chunks.by_shape(observations)
+            return [self._chunks.inputs([one] * size) for one in lengths for size in self.batch_sizes]
 
     def _prepare(self, observations: Sequence[Mapping[str, Any]]) -> list[PreparedObservation]:
         prepared = []

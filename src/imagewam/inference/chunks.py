@@ -87,6 +87,10 @@ class ChunkPredictor:
         batch = {name: torch.cat([one.inputs[name] for one in observations]).to(self.policy.device) for name in names}
         return {**batch, "num_inference_steps": self.num_inference_steps}
 
+    def by_shape(self, observations: Sequence[Mapping[str, Any]]) -> list[PreparedObservation]:
+        """One prepared observation of every shape among these."""
+        return list({one.shape: one for one in map(self.prepare, observations)}.values())
+
     @torch.no_grad()
     def predict(
         self,

@@ -1,11 +1,12 @@
 """A policy and its processor as what executors plan with: an observation in, a chunk in the robot's units out."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..modeling.modeling_imagewam import ImageWAMForActionPrediction
 from ..processing_imagewam import ImageWAMProcessor
@@ -84,6 +85,19 @@ class Planner:
             (chunk,) = self._chunks.predict([prepared], [generator], self._held_to(left, expected_delay, prepared))
             self._decisions += 1
             return chunk
+
+    def examples(self, observations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Inputs of every length of instruction among the observations, for chunks that are held to others as well.
+
+        `policy.compile_for_inference(*planner.examples(observations))` prepares the policy for all of them.
+        """
+        with self._lock:
+            free = [self._chunks.inputs([one]) for one in self._chunks.by_shape(observations)]
+        if self.chunking is None:
+            return free
+        config = self.policy.config
+        previous = torch.zeros(1, config.action_horizon, config.action_dim, device=self.policy.device)
+        return [*free, *({**inputs, "wrap_velocity": RealTimeChunking(previous, delay=0)} for inputs in free)]
 
     def _held_to(self, left: np.ndarray | None, delay: int, prepared: PreparedObservation) -> RealTimeChunking | None:
         if self.chunking is None or left is None:
