@@ -32,7 +32,7 @@ def plot_latencies(rows: Sequence[dict], title: str, path: Path) -> None:
     axes.set_yticks(range(len(rows)), labels, fontsize=8)
     for index, (left, row) in enumerate(zip(lefts, rows, strict=True)):
         ratio = row.get("published_over_this")
-        text = f" {left:.0f} ms" + ("" if ratio is None else f"  ({ratio:.2f} x)")
+        text = f" {1000 * row['decision_p50']:.0f} ms" + ("" if ratio is None else f"  ({ratio:.2f} x)")
         axes.text(left, index, text, va="center", fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.18 * max(lefts))
