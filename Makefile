@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 # One thread per process: two test processes on two cores would otherwise fight for them.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+LIBERO := hf-libero==0.1.4 robosuite==1.4.0 bddl==1.0.1
 # pytest's way to say that no test carries the mark.
 NONE_IS_FINE := test $$? -eq 5
 DEMO_ARGS ?=
@@ -30,7 +31,7 @@ test-slow: $(VENV)/test.stamp  ## tests of more than half a minute
 test-gpu: $(VENV)/test.stamp  ## tests that need a CUDA device
 	$(PYTEST) -m gpu || $(NONE_IS_FINE)
 
-test-sim: $(VENV)/test.stamp  ## tests that step a physics simulator
+test-sim: $(VENV)/test.stamp $(VENV)/libero.stamp  ## tests that step a physics simulator; LIBERO_ASSETS=folder for LIBERO's
 	$(PYTEST) -m sim || $(NONE_IS_FINE)
 
 test-browser: $(VENV)/test.stamp  ## tests that drive a headless browser
@@ -51,6 +52,12 @@ clean:  ## remove the environment and the caches
 $(VENV)/torch.stamp: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
+	touch $@
+
+# Without what LIBERO's packages ask for (a second torch, wandb, ...): the extra brings what they really import.
+$(VENV)/libero.stamp: $(VENV)/torch.stamp setup.cfg pyproject.toml
+	$(PIP) --no-deps $(LIBERO)
+	$(PIP) --editable '.[libero]'
 	touch $@
 
 $(VENV)/%.stamp: $(VENV)/torch.stamp setup.cfg pyproject.toml
