@@ -48,3 +48,11 @@ def test_what_the_policy_leaves_open_fits():
 def test_each_difference_names_both_sides(changes, line):
     with pytest.raises(ContractMismatchError, match=line):
         check_environment(FITTING, dataclasses.replace(SPEC, **changes))
+
+
+def test_images_turned_twice_are_an_error():
+    turning = dataclasses.replace(FITTING, cameras=[dataclasses.replace(FITTING.cameras[0], rotate_180=True)])
+    check_environment(turning, SPEC)  # this world does not say
+    check_environment(turning, dataclasses.replace(SPEC, upside_down=True))
+    with pytest.raises(ContractMismatchError, match=r"rotate_180: True in the policy, False in the environment point"):
+        check_environment(turning, dataclasses.replace(SPEC, upside_down=False))

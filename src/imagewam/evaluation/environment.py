@@ -1,7 +1,7 @@
 """What a simulator has to offer to be recorded from and rolled out in."""
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -37,7 +37,11 @@ class StepResult:
 
 @dataclass(frozen=True)
 class EnvironmentSpec:
-    """What a dataset recorded in the environment, and a policy for it, have to know. camera_sizes: (height, width)."""
+    """What a dataset recorded in the environment, and a policy for it, have to know.
+
+    camera_sizes: (height, width). upside_down: images come turned by 180 degrees, for the policy's `rotate_180` to
+    turn back; None if the environment does not say. protocol: settings that success depends on, for reports.
+    """
 
     robot_type: str
     fps: int
@@ -45,6 +49,8 @@ class EnvironmentSpec:
     state_names: tuple[str, ...]
     action_names: tuple[str, ...]
     gripper: str
+    upside_down: bool | None = None
+    protocol: dict[str, Any] = field(default_factory=dict)
 
 
 class Environment(Protocol):

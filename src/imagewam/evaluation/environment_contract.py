@@ -11,7 +11,7 @@ UNKNOWN = ("dataset", "statistics_hash", "action.units", "action.relative_to_sta
 
 
 def check_environment(contract: PolicyContract, spec: EnvironmentSpec) -> None:
-    """Compare cameras and their sizes, state and action names, gripper polarity and rate with an environment's.
+    """Compare cameras (sizes, which way up), state and action names, gripper polarity and rate with an environment's.
 
     What the policy's contract leaves open (a source size, gripper polarity or rate of None) fits any environment.
 
@@ -36,12 +36,16 @@ def _environment_contract(contract: PolicyContract, spec: EnvironmentSpec) -> Po
         action = dataclasses.replace(action, gripper=spec.gripper)
     return dataclasses.replace(
         contract,
-        cameras=tuple(_delivered(camera, spec.camera_sizes[camera.name]) for camera in contract.cameras),
+        cameras=tuple(_delivered(camera, spec) for camera in contract.cameras),
         state=dataclasses.replace(contract.state, names=spec.state_names),
         action=action,
         fps=None if contract.fps is None else spec.fps,
     )
 
 
-def _delivered(camera: CameraSpec, size: tuple[int, int]) -> CameraSpec:
-    return camera if camera.source_size is None else dataclasses.replace(camera, source_size=size)
+def _delivered(camera: CameraSpec, spec: EnvironmentSpec) -> CameraSpec:
+    if camera.source_size is not None:
+        camera = dataclasses.replace(camera, source_size=spec.camera_sizes[camera.name])
+    if spec.upside_down is not None:
+        camera = dataclasses.replace(camera, rotate_180=spec.upside_down)
+    return camera
