@@ -9,6 +9,7 @@ COMMANDS = {
     "train": "train a policy on robot episodes, from an editing pipeline or from a policy",
     "cache": "what a training decodes and encodes, once: frames, instructions, image latents",
     "predict": "actions, and on request the edited frame, for images or a frame of a dataset",
+    "record": "episodes of a simulator's scripted experts as a LeRobot dataset, or how often the experts succeed",
     "evaluate": "a policy in a simulator, a file per episode; recorded actions replayed; shards merged",
     "demo": "everything once, on the CPU: episodes, training, closed loop, pictures",
     "import": "a published ImageWAM checkpoint, or Ovis-U1, in this package's format",

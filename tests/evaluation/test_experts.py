@@ -3,7 +3,13 @@ import pytest
 
 from imagewam.data.lerobot_dataset import LeRobotDataset
 from imagewam.evaluation.env_worker import EnvWorker
-from imagewam.evaluation.experts import Recording, expert_episodes, record_dataset, record_episode
+from imagewam.evaluation.experts import (
+    Recording,
+    expert_episodes,
+    measure_experts,
+    record_dataset,
+    record_episode,
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +51,14 @@ def test_a_recorded_dataset_holds_what_was_played(workers, tmp_path):
     again = record_episode(workers[0], "right", 1002, step_limit=30)
     assert np.array_equal(dataset.values("observation.state", 4), again.state)
     assert np.array_equal(dataset.values("action", 4), again.actions)
+
+
+def test_measuring_plays_exactly_the_seeds_asked_for(workers):
+    recording = measure_experts(workers, ["left", "right"], 5, first_seed=1000, step_limit=30)
+    assert recording.kept == [(task, seed) for task in ("left", "right") for seed in (1000, 1002, 1003)]
+    assert recording.rejected == [(task, seed) for task in ("left", "right") for seed in (1001, 1004)]
+    rates = recording.success_rates()
+    assert {task: (rate.successes, rate.trials) for task, rate in rates.items()} == {"left": (3, 5), "right": (3, 5)}
 
 
 def test_a_failed_recording_leaves_nothing_behind(workers, tmp_path):

@@ -5,6 +5,7 @@ import pytest
 
 from imagewam.evaluation import libero_install
 from imagewam.evaluation.env_worker import EnvWorker, EnvWorkerError
+from imagewam.evaluation.experts import record_episode
 from imagewam.evaluation.libero_suites import SUITES, instruction, suite_tasks
 from imagewam.evaluation.libero_tasks import TASK_NAMES
 
@@ -114,6 +115,23 @@ def test_a_film_has_a_frame_per_action(worker):
     worker.reset(SOUP, seed=0)
     result = worker.step(np.repeat(FORWARD, 3, 0), film=True)
     assert [frame.shape for frame in result.film] == [(320, 320, 3)] * 3 and not result.success
+
+
+def test_the_expert_solves_a_task_and_its_actions_replayed_solve_it_again():
+    with EnvWorker(LIBERO, cameras=()) as worker:
+        episode = record_episode(worker, SOUP, 0, step_limit=400)
+        assert episode is not None and 40 < len(episode.actions) < 250
+        assert np.abs(episode.actions[:, :6]).max() <= 1 and set(np.unique(episode.actions[:, 6])) == {0, 1}
+        worker.reset(SOUP, seed=0)
+        replayed = worker.step(episode.actions)
+    assert replayed.success and replayed.steps == len(episode.actions)
+
+
+def test_the_expert_says_what_it_cannot_do():
+    with EnvWorker(LIBERO, cameras=()) as worker:
+        worker.reset("libero_goal/turn_on_the_stove", seed=0)
+        with pytest.raises(EnvWorkerError, match="the task wants: turnon flat_stove_1"):
+            worker.expert_action()
 
 
 def test_unknown_tasks_cameras_and_assets_are_refused(tmp_path):

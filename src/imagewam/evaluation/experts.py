@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from ..data.lerobot_dataset import ACTION_KEY, STATE_KEY
 from ..data.writer import LeRobotWriter
 from .env_worker import EnvWorker
 from .environment import EnvironmentSpec, Observation
+from .intervals import SuccessRate
 from .recorded_episodes import write_recorded_episodes
 
 
@@ -54,6 +55,19 @@ class Recording:
     kept: list[tuple[str, int]] = field(default_factory=list)
     rejected: list[tuple[str, int]] = field(default_factory=list)
 
+    def note(self, task: str, seed: int, solved: bool) -> None:
+        (self.kept if solved else self.rejected).append((task, seed))
+
+    def success_rates(self) -> dict[str, SuccessRate]:
+        """Of the expert, per task in the order in which they were played."""
+        tasks = dict.fromkeys(task for task, _ in [*self.kept, *self.rejected])
+        return {
+            task: SuccessRate.of(
+                [True for name, _ in self.kept if name == task] + [False for name, _ in self.rejected if name == task]
+            )
+            for task in tasks
+        }
+
 
 def record_episode(worker: EnvWorker, task: str, seed: int, step_limit: int) -> ExpertEpisode | None:
     """Let the expert play; None if it has not solved the task after `step_limit` actions."""
@@ -81,6 +95,43 @@ def expert_episodes(
     Raises:
         RuntimeError: once the expert has failed more often than `count` times.
     """
+    play = _player(workers, task, step_limit)
+    with ThreadPoolExecutor(len(workers)) as pool:
+        seeds, running, missing = itertools.count(first_seed), deque(), count
+        while missing:
+            while len(running) < min(len(workers), missing):
+                seed = next(seeds)
+                running.append((seed, pool.submit(play, seed)))
+            seed, future = running.popleft()
+            episode = future.result()
+            recording.note(task, seed, episode is not None)
+            if episode is not None:
+                missing -= 1
+                yield episode
+            elif sum(name == task for name, _ in recording.rejected) > count:
+                raise RuntimeError(f"the expert of {task} failed {count + 1} times, solved it {count - missing} times")
+
+
+def measure_experts(
+    workers: Sequence[EnvWorker], tasks: Sequence[str], episodes_per_task: int, *, first_seed: int, step_limit: int
+) -> Recording:
+    """Let the experts play exactly `episodes_per_task` seeds of each task, and only count."""
+    recording, seeds = Recording(), range(first_seed, first_seed + episodes_per_task)
+    with (
+        ThreadPoolExecutor(len(workers)) as pool,
+        tqdm(total=len(tasks) * episodes_per_task, desc="playing", unit="episode") as progress,
+    ):
+        for task in tasks:
+            played = pool.map(_player(workers, task, step_limit), seeds)
+            for seed, episode in zip(seeds, played, strict=True):
+                recording.note(task, seed, episode is not None)
+                progress.update()
+                progress.set_postfix(task=task, rejected=len(recording.rejected))
+    return recording
+
+
+def _player(workers: Sequence[EnvWorker], task: str, step_limit: int) -> Callable[[int], ExpertEpisode | None]:
+    """Plays a seed on whichever worker is idle; as many calls at once as there are workers."""
     idle = SimpleQueue()
     for worker in workers:
         idle.put(worker)
@@ -92,20 +143,7 @@ def expert_episodes(
         finally:
             idle.put(worker)
 
-    with ThreadPoolExecutor(len(workers)) as pool:
-        seeds, running, missing = itertools.count(first_seed), deque(), count
-        while missing:
-            while len(running) < min(len(workers), missing):
-                seed = next(seeds)
-                running.append((seed, pool.submit(play, seed)))
-            seed, future = running.popleft()
-            episode = future.result()
-            (recording.rejected if episode is None else recording.kept).append((task, seed))
-            if episode is not None:
-                missing -= 1
-                yield episode
-            elif sum(name == task for name, _ in recording.rejected) > count:
-                raise RuntimeError(f"the expert of {task} failed {count + 1} times, solved it {count - missing} times")
+    return play
 
 
 def dataset_features(spec: EnvironmentSpec) -> dict[str, dict]:

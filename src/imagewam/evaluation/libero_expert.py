@@ -80,22 +80,22 @@ class LiberoExpert:
         yield from self._let_go(angle)
 
     def _carry(self, name: str, place: str, above: float, angle: float) -> Iterator[np.ndarray]:
+        stall = _Stall()
         for _ in range(90):
             offset = self._hand[:2] - self._object(name)[:2]
             target = np.array([*(self._place_position(place)[:2] + offset), above])
             yield self._command(target, angle, CLOSED)
-            if np.linalg.norm(self._hand[:2] - target[:2]) < 0.008:
+            if np.linalg.norm(self._hand[:2] - target[:2]) < 0.008 or stall.seen(self._hand):
                 return
 
     def _lower(self, name: str, place: str, hang: float, angle: float) -> Iterator[np.ndarray]:
         height = self._release_height(name, place, hang)
-        last = np.inf
+        stall = _Stall()
         for _ in range(40):
             offset = self._hand[:2] - self._object(name)[:2]
             yield self._command(np.array([*(self._place_position(place)[:2] + offset), height]), angle, CLOSED)
-            if abs(self._hand[2] - height) < 0.006 or abs(last - self._hand[2]) < 0.0005:
+            if abs(self._hand[2] - height) < 0.006 or stall.seen(self._hand):
                 return
-            last = self._hand[2]
 
     def _let_go(self, angle: float) -> Iterator[np.ndarray]:
         here = self._hand
@@ -112,12 +112,15 @@ class LiberoExpert:
         near: float = 0.015,
         aligned: float = 0.1,
     ) -> Iterator[np.ndarray]:
-        """Go to `target` until the hand is `near` (metres) and `aligned` (radians), at most `steps`."""
+        """Go to `target` until the hand is `near` (metres) and `aligned` (radians), or stalls; at most `steps`."""
+        stall = _Stall()
         for _ in range(steps):
             missing = 0.0 if angle is None else turn(angle, self._hand_angle)
             if np.linalg.norm(self._hand - target) < near and abs(missing) < aligned:
                 return
             yield self._command(target, angle, gripper)
+            if abs(missing) < aligned and stall.seen(self._hand):
+                return
 
     def _command(self, target: np.ndarray, angle: float | None, gripper: float) -> np.ndarray:
         moved = (target - self._hand) / METRES_PER_STEP
@@ -187,3 +190,16 @@ class LiberoExpert:
         top = below.top if near.any() else position[2]
         surface = position[2] if place not in self._env.object_sites_dict else top
         return max(surface + hang + 0.004, top - 0.02)
+
+
+class _Stall:
+    """Tells when the hand has as good as stopped: something is in the way, or the arm's friction holds the rest."""
+
+    def __init__(self, steps: int = 4, metres: float = 0.0008):
+        self._steps, self._metres = steps, metres
+        self._still, self._last = 0, np.full(3, np.inf)
+
+    def seen(self, position: np.ndarray) -> bool:
+        moved = np.linalg.norm(position - self._last)
+        self._still, self._last = (self._still + 1 if moved < self._metres else 0), position
+        return self._still >= self._steps

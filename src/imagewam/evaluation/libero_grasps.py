@@ -51,11 +51,15 @@ class Boxes:
 
 @dataclass(frozen=True)
 class Grasp:
-    """position [3] of the point between the fingertips; angle of the line on which they close, modulo pi."""
+    """position [3] of the point between the fingertips; angle of the line on which they close, modulo pi.
+
+    clearance: from everything else. width: of what is between the fingers.
+    """
 
     position: np.ndarray
     angle: float
     clearance: float
+    width: float
 
 
 def collision_boxes(sim: Any, bodies: set[int], inverse: bool = False) -> Boxes:
@@ -93,14 +97,15 @@ def gripper_points(grasp_position: np.ndarray, angle: float) -> np.ndarray:
 def find_grasps(target: Boxes, obstacles: Boxes, hand_angle: float) -> list[Grasp]:
     """Grasps of `target`, the best first: across where it is narrow enough, else by its rim.
 
-    `hand_angle` is the gripper's angle now: of equally clear grasps the one with the smaller turn comes first.
+    The order: clear of everything else (2 cm are enough), square to narrow sides, a small turn from `hand_angle`,
+    which is the gripper's angle now.
     """
     floor = target.bottom
     height = max((floor + target.top) / 2, target.top - FINGER_DEPTH)
     grasps = _across(target, obstacles, height) or _by_the_rim(target, obstacles)
 
     def value(grasp: Grasp) -> float:
-        return min(grasp.clearance, 0.02) - 0.004 * abs(turn(grasp.angle, hand_angle))
+        return min(grasp.clearance, 0.02) - grasp.width / 4 - 0.004 * abs(turn(grasp.angle, hand_angle))
 
     return sorted(grasps, key=value, reverse=True)
 
@@ -121,14 +126,12 @@ def _across(target: Boxes, obstacles: Boxes, height: float) -> list[Grasp]:
         middle = (along.max() + along.min()) / 2 * direction
         middle = middle + (sideways.max() + sideways.min()) / 2 * np.array([-direction[1], direction[0]])
         position = np.array([*middle, height])
-        # Narrow sides count as clearance: the fingers have more room beside them.
-        room = _clearance(position, angle, obstacles) + (MAX_WIDTH - np.ptp(along)) / 4
-        grasps.append(Grasp(position, angle, room))
+        grasps.append(Grasp(position, angle, _clearance(position, angle, obstacles), np.ptp(along)))
     return grasps
 
 
 def _by_the_rim(target: Boxes, obstacles: Boxes) -> list[Grasp]:
-    height = target.top - 0.018
+    height = target.top - 0.024
     rim = _slab(target, target.top - 0.004)
     centre = (rim.max(axis=0) + rim.min(axis=0)) / 2
     grasps = []
@@ -137,7 +140,7 @@ def _by_the_rim(target: Boxes, obstacles: Boxes) -> list[Grasp]:
         near = np.abs((rim - centre) @ np.array([-direction[1], direction[0]])) < 0.02
         radius = ((rim - centre) @ direction)[near].max(initial=0) - 0.004
         position = np.array([*(centre + radius * direction), height])
-        grasps.append(Grasp(position, angle, _clearance(position, angle, obstacles)))
+        grasps.append(Grasp(position, angle, _clearance(position, angle, obstacles), 0.0))
     return grasps
 
 
