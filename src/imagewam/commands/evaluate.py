@@ -21,6 +21,7 @@ from ..atomic import atomic_write_text
 from ..data.lerobot_dataset import LeRobotDataset
 from ..evaluation.benchmarks import BENCHMARKS, Benchmark
 from ..evaluation.env_worker import EnvWorker
+from ..evaluation.environment import EnvironmentSpec
 from ..evaluation.environment_contract import check_environment
 from ..evaluation.episode_files import EpisodeFiles, parse_shard
 from ..evaluation.films import write_film
@@ -46,7 +47,7 @@ class EvaluateOptions:
     benchmark: str | None = option(f"replay: {' or '.join(BENCHMARKS)}.")
     dataset: str | None = option("replay: folder of a dataset that `imagewam record` or the demo wrote.")
     shards: list[str] | None = option("merge: folders to join.")
-    tasks: list[str] | None = option("Some of the benchmark's; default all.")
+    tasks: list[str] | None = option("Tasks or suites of the benchmark; default: those of its full protocol.")
     trials: int | None = option("Start positions per task; default: the full protocol's.")
     environment: str | None = option('Settings of the environment, as JSON: {"image_size": 128}.')
     replan_steps: int | None = option("Actions executed of each chunk; default: all of it.")
@@ -94,34 +95,32 @@ def play(options: EvaluateOptions, benchmark: Benchmark) -> None:
         seed=options.seed,
         batch_size=options.batch_size or options.workers,
     )
-    files = EpisodeFiles(options.output, _settings(options, benchmark, predictor), episodes)
-    missing = files.missing(shard)
-    print(f"{len(missing)} of {len(episodes[shard[0] :: shard[1]])} episodes to play, results in {options.output}")
-    if missing:
-        with ExitStack() as stack:
-            count = min(options.workers, len(missing))
-            settings = json.loads(options.environment or "{}")
-            workers = [stack.enter_context(EnvWorker(benchmark.factory, **settings)) for _ in range(count)]
-            spec = workers[0].describe()
-            predictor.check_environment(spec)
-            filmed = [e for e in missing if e.seed < benchmark.first_seed + options.films]
+    with ExitStack() as stack:
+        settings = json.loads(options.environment or "{}")
+        workers = [stack.enter_context(EnvWorker(benchmark.factory, **settings)) for _ in range(options.workers)]
+        spec = workers[0].describe()
+        predictor.check_environment(spec)
+        files = EpisodeFiles(options.output, _settings(options, benchmark, spec, predictor), episodes)
+        missing = files.missing(shard)
+        total = len(episodes[shard[0] :: shard[1]])
+        print(f"{len(missing)} of {total} episodes to play, results in {options.output}", flush=True)
 
-            def keep(record: EpisodeRecord, trace: Trace | None) -> None:
-                if trace is not None:
-                    path = files.path(Episode(record.task, record.seed)).with_suffix(".mp4")
-                    write_film(path, trace, record, predictor if options.foreseen else None, spec.fps)
-                files.write(record)
+        def keep(record: EpisodeRecord, trace: Trace | None) -> None:
+            if trace is not None:
+                path = files.path(Episode(record.task, record.seed)).with_suffix(".mp4")
+                write_film(path, trace, record, predictor if options.foreseen else None, spec.fps)
+            files.write(record)
 
-            run_rollouts(
-                predictor,
-                workers,
-                missing,
-                replan_steps=options.replan_steps or processor.contract.horizon,
-                step_limit=benchmark.step_limits,
-                traced=filmed,
-                timeout=options.timeout,
-                on_record=keep,
-            )
+        run_rollouts(
+            predictor,
+            workers,
+            missing,
+            replan_steps=options.replan_steps or processor.contract.horizon,
+            step_limit=benchmark.step_limits,
+            traced=[episode for episode in missing if episode.seed < benchmark.first_seed + options.films],
+            timeout=options.timeout,
+            on_record=keep,
+        )
     if left := files.missing():
         print(f"{len(left)} episodes are left to other shards; the last one writes the report")
     else:
@@ -176,12 +175,14 @@ def _report(files: EpisodeFiles) -> None:
     print(f"report: {files.folder / 'report.md'}")
 
 
-def _settings(options: EvaluateOptions, benchmark: Benchmark, predictor: PolicyPredictor) -> dict[str, Any]:
+def _settings(
+    options: EvaluateOptions, benchmark: Benchmark, spec: EnvironmentSpec, predictor: PolicyPredictor
+) -> dict[str, Any]:
     """What an episode's outcome depends on, and the versions that it was played with."""
     contract = predictor.processor.contract
     return {
         "benchmark": benchmark.name,
-        "environment": json.loads(options.environment or "{}"),
+        "environment": {**json.loads(options.environment or "{}"), **spec.protocol},
         "checkpoint": options.checkpoint,
         "weights": weights_hash(predictor.policy),
         "contract": contract.hash,
