@@ -12,6 +12,9 @@ from ..inference.noise import noise_generator
 from .environment import EnvironmentSpec, Observation
 from .environment_contract import check_environment
 
+# Euler steps of a frame that is only shown: an episode has dozens of them.
+FORESEEN_STEPS = 5
+
 
 class PolicyPredictor:
     """Observations in, action chunks in physical units out.
@@ -68,7 +71,8 @@ class PolicyPredictor:
         """The canvas that the policy foresees, uint8 [height, width, 3]."""
         inputs = self.inputs(images=[seen.images], instruction=[seen.instruction], state=seen.state[None])
         (generator,) = self.generators([seen])
-        return self.processor.decode_images(self.policy.predict_frame(**inputs, generator=generator))[0]
+        frame = self.policy.predict_frame(**inputs, generator=generator, num_inference_steps=FORESEEN_STEPS)
+        return self.processor.decode_images(frame)[0]
 
     def check_environment(self, spec: EnvironmentSpec) -> None:
         """Raise ContractMismatchError, naming both sides, unless the policy was trained for such an environment."""
