@@ -71,8 +71,8 @@ class LiberoExpert:
         above = self._travel_height(held_at, goal, hang, {name})
         up = np.array([*held_at[:2], max(above, held_at[2] + 0.05)])
         yield from self._travel(up, angle, CLOSED, 30, 0.02)
+        failed.append(angle)  # only looked at if this does not reach the goal
         if self._object(name)[2] - start[2] < 0.02:
-            failed.append(angle)
             yield from self._let_go(angle)
             return
         yield from self._carry(name, place, above, angle)
@@ -99,7 +99,7 @@ class LiberoExpert:
 
     def _let_go(self, angle: float) -> Iterator[np.ndarray]:
         here = self._hand
-        for _ in range(8):
+        for _ in range(14):  # the fingers take their time, and a hand that rises too early hooks the object
             yield self._command(here, angle, OPEN)
         yield from self._travel(here + [0, 0, 0.1], angle, OPEN, 15, 0.02)
 
