@@ -229,7 +229,7 @@ class Episodes:
 
     episode_lengths = {0: 2, 1: 2}
     tasks = dict(enumerate(INSTRUCTIONS))
-    fingerprint = "episodes in memory"
+    root = fingerprint = "episodes in memory"
 
     def frames_identity(self, camera, episode):
         return f"{camera} {episode}"
