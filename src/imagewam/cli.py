@@ -51,9 +51,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     command = importlib.import_module(f"imagewam.commands.{_MODULES.get(name, name)}")
     from datasets.exceptions import DatasetsError  # the commands have imported it by now
 
+    from .evaluation.env_worker import EnvWorkerError
+
     try:
         command.main(rest)
-    except (ValueError, OSError, DatasetsError) as error:
+    except (ValueError, OSError, DatasetsError, EnvWorkerError) as error:
         # Wrong input is the user's to fix: one line that names it says more than a stack of our frames.
         if os.environ.get("IMAGEWAM_TRACEBACK"):
             raise

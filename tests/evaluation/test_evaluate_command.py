@@ -167,6 +167,11 @@ def test_what_is_missing_is_said(tmp_path):
         main(["evaluate", "pong"])
 
 
+def test_a_simulator_that_cannot_be_built_says_why(checkpoint, tmp_path):
+    with pytest.raises(SystemExit, match="unexpected keyword argument 'gravity'"):
+        evaluate(checkpoint, tmp_path, "--environment", '{"gravity": 9.81}')
+
+
 # Replay
 
 

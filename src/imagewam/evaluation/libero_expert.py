@@ -24,7 +24,7 @@ class LiberoExpert:
         environment: LIBERO's robosuite environment, after a reset.
 
     Raises:
-        NotImplementedError: the goal is not only to put objects somewhere.
+        ValueError: the goal is not only to put objects somewhere.
     """
 
     def __init__(self, environment: Any):
@@ -35,9 +35,7 @@ class LiberoExpert:
         other = [goal for goal in self._goals if goal[0] not in PLACES or goal[1] not in environment.objects_dict]
         if other:
             goals = ", ".join(" ".join(goal) for goal in other)
-            raise NotImplementedError(
-                f"the LIBERO expert only puts objects in or on something; the task wants: {goals}"
-            )
+            raise ValueError(f"the LIBERO expert only puts objects in or on something; the task wants: {goals}")
         self._script = self._play()
 
     def action(self) -> np.ndarray:
