@@ -12,8 +12,8 @@ from diffusers import (
 from diffusers.image_processor import VaeImageProcessor
 from transformers import SmolLM3Config, SmolLM3ForCausalLM
 
-from imagewam.demo.tiny_pipeline import build_tiny_tokenizer
 from imagewam.modeling.image_positions import image_ids
+from imagewam.tiny.pipeline import build_tiny_tokenizer
 
 
 def pipeline(texts: Sequence[str], seed: int = 0, text_layers: int = 2) -> BriaFiboEditPipeline:

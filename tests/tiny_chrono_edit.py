@@ -12,7 +12,7 @@ from diffusers import (
 from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from imagewam.demo.tiny_pipeline import build_tiny_tokenizer
+from imagewam.tiny.pipeline import build_tiny_tokenizer
 
 
 def pipeline(texts: Sequence[str], seed: int = 0) -> ChronoEditPipeline:

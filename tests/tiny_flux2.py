@@ -2,8 +2,8 @@
 
 import torch
 
-from imagewam.demo.tiny_pipeline import build_tiny_pipeline
 from imagewam.modeling.backbones.flux2 import image_ids, text_ids
+from imagewam.tiny.pipeline import build_tiny_pipeline
 
 
 def pipeline(texts):

@@ -12,8 +12,8 @@ from diffusers import (
 )
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from imagewam.demo.tiny_pipeline import build_tiny_tokenizer
 from imagewam.modeling.backbones.flux2 import image_ids, text_ids
+from imagewam.tiny.pipeline import build_tiny_tokenizer
 
 _TEXT_LAYERS = 33  # the deepest that is read is the 32nd
 

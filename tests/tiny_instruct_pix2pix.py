@@ -6,7 +6,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from imagewam.demo.tiny_pipeline import build_tiny_tokenizer
+from imagewam.tiny.pipeline import build_tiny_tokenizer
 
 
 def pipeline(

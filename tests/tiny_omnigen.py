@@ -8,8 +8,8 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, OmniGenPip
 from diffusers.pipelines.omnigen import pipeline_omnigen, processor_omnigen
 from diffusers.utils import is_torchvision_available
 
-from imagewam.demo.tiny_pipeline import build_tiny_tokenizer
 from imagewam.modeling.transformers.omnigen2 import unpatchify
+from imagewam.tiny.pipeline import build_tiny_tokenizer
 
 # One token each, so that five of them stand in front of the image.
 _PHRASES = ["<|user|>", "Generate an image according to the following instructions", "<img>", "</img>", "<|end|>"]

@@ -7,9 +7,9 @@ from diffusers import AutoencoderKL
 from transformers import Qwen2_5_VLTextModel
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
 
-from imagewam.demo.tiny_pipeline import build_tiny_tokenizer
 from imagewam.modeling.editing_pipelines.omnigen2 import OmniGen2Pipeline, default_scheduler
 from imagewam.modeling.transformers.omnigen2 import OmniGen2Transformer2DModel, image_ids
+from imagewam.tiny.pipeline import build_tiny_tokenizer
 
 
 def pipeline(texts: Sequence[str], seed: int = 0) -> OmniGen2Pipeline:

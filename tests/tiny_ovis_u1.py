@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
-from imagewam.demo.tiny_pipeline import build_tiny_tokenizer
 from imagewam.modeling.editing_pipelines.ovis_u1 import OvisU1Pipeline
 from imagewam.modeling.image_positions import image_ids
 from imagewam.modeling.transformers.ovis_u1 import CONDITION_INDEX, TARGET_INDEX, OvisU1Transformer2DModel
 from imagewam.modeling.transformers.ovis_u1_condition import OvisU1ConditionConfig, OvisU1ConditionEncoder
+from imagewam.tiny.pipeline import build_tiny_tokenizer
 
 
 def pipeline(texts: Sequence[str], seed: int = 0) -> OvisU1Pipeline:

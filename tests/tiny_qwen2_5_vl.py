@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2TokenizerFast, Qwen2VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from imagewam.demo.tiny_pipeline import build_tiny_tokenizer
+from imagewam.tiny.pipeline import build_tiny_tokenizer
 
 _MARKS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 

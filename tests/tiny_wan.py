@@ -6,8 +6,8 @@ import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline, WanTransformer3DModel
 from transformers import UMT5Config, UMT5EncoderModel
 
-from imagewam.demo.tiny_pipeline import build_tiny_tokenizer
 from imagewam.modeling.backbones.wan import to_latents
+from imagewam.tiny.pipeline import build_tiny_tokenizer
 
 TEXT_LENGTH = 129  # of the joint call: 128 of the instruction and the state
 

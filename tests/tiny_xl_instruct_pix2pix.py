@@ -11,7 +11,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from imagewam.demo.tiny_pipeline import build_tiny_tokenizer
+from imagewam.tiny.pipeline import build_tiny_tokenizer
 
 
 def pipeline(texts: Sequence[str], seed: int = 0) -> StableDiffusionXLInstructPix2PixPipeline:

@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageOmni
 from transformers import Qwen3Config, Qwen3ForCausalLM, Siglip2VisionConfig, Siglip2VisionModel
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
-from imagewam.demo.tiny_pipeline import build_tiny_tokenizer
+from imagewam.tiny.pipeline import build_tiny_tokenizer
 
 
 def pipeline(texts: Sequence[str], seed: int = 0) -> ZImageOmniPipeline:

@@ -14,7 +14,8 @@ COMMANDS = {
     "evaluate": "a policy in a simulator or, judged by a person, on a robot; recorded actions replayed; shards merged",
     "serve": "a policy for robots, over WebSocket, in the protocols that they speak",
     "replay": "recorded episodes to a server, its actions beside the recorded ones: the first thing for a new robot",
-    "demo": "everything once, on the CPU: episodes, training, closed loop, pictures",
+    "demo": "the policy that comes with the package in closed loop, on the CPU: films, pictures, a report",
+    "train-tiny": "that policy from nothing, on the CPU: expert episodes, VAE, text encoder, training, success rates",
     "import": "a published ImageWAM checkpoint, or Ovis-U1, in this package's format",
     "init-checkpoint": "the policy that a published variant's training starts from, on an editing pipeline's weights",
     "export": "a LeRobot policy folder that points to a repo; the action expert for other runtimes",
@@ -26,7 +27,7 @@ COMMANDS = {
 }
 
 # Where the word is not the module's name, since it is no name in Python.
-_MODULES = {"import": "import_checkpoint", "init-checkpoint": "init_checkpoint"}
+_MODULES = {"import": "import_checkpoint", "init-checkpoint": "init_checkpoint", "train-tiny": "train_tiny"}
 
 USAGE = "\n".join(
     [

@@ -10,11 +10,11 @@ import torch
 from imagewam import ImageWAMConfig, ImageWAMForActionPrediction, ImageWAMProcessor
 from imagewam.cli import main
 from imagewam.data import LeRobotWriter
-from imagewam.demo.tiny_pipeline import build_tiny_pipeline
 from imagewam.hub.starting_checkpoint import build_starting_policy
 from imagewam.hub.variant_files import variant_files, variant_policy
 from imagewam.inference.variants import VARIANTS
 from imagewam.modeling.weight_copy import copy_editing_weights
+from imagewam.tiny.pipeline import build_tiny_pipeline
 from tiny_variants import PIPELINES, TEXTS, shrink
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"

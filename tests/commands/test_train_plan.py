@@ -10,7 +10,7 @@ from imagewam.commands.options import parse_options
 from imagewam.commands.recipe_options import RecipeOptions
 from imagewam.commands.train import without_gpu_if_dry
 from imagewam.data.writer import LeRobotWriter
-from imagewam.demo.tiny_pipeline import build_tiny_pipeline
+from imagewam.tiny.pipeline import build_tiny_pipeline
 from imagewam.training.arguments import ImageWAMTrainingArguments
 
 JOINTS = ["shoulder", "elbow"]

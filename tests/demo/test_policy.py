@@ -7,13 +7,13 @@ from imagewam.data.collator import ImageWAMCollator
 from imagewam.data.decoded_dataset import DecodedDataset
 from imagewam.data.statistics import compute_statistics
 from imagewam.demo.closed_loop import attention_views, imagined_futures, play
-from imagewam.demo.fitted_pipeline import canvases
 from imagewam.demo.policy import checkpoint_to_resume, metaworld_contract, new_policy
 from imagewam.demo.settings import DemoSettings
 from imagewam.evaluation.environment import Observation
 from imagewam.evaluation.policy_predictor import PolicyPredictor
 from imagewam.processing.contract import ContractMismatchError
 from imagewam.processing_imagewam import ImageWAMProcessor
+from imagewam.tiny.base import canvases
 from imagewam.training.precomputed import PrecomputedCollator
 
 HORIZON = 4

@@ -8,12 +8,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Qwen2Tokenizer
 
-from imagewam.demo.tiny_pipeline import build_tiny_tokenizer
 from imagewam.hub.ovis_u1 import convert_ovis_u1, convert_ovis_u1_transformer, convert_ovis_u1_vae
 from imagewam.hub.ovis_u1_config import condition_config, decoder_config
 from imagewam.modeling.editing_pipelines.ovis_u1 import OvisU1Pipeline
 from imagewam.modeling.transformers.ovis_u1 import OvisU1Transformer2DModel
 from imagewam.modeling.transformers.ovis_u1_condition import IMAGE_ID, OvisU1ConditionConfig, OvisU1ConditionEncoder
+from imagewam.tiny.pipeline import build_tiny_tokenizer
 
 TINY_VAE = {
     "block_out_channels": [8, 16],

@@ -5,10 +5,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from imagewam import ImageWAMConfig, ImageWAMForActionPrediction
-from imagewam.demo.tiny_pipeline import build_tiny_pipeline
 from imagewam.inference.peak_memory import PeakMemory
 from imagewam.inference.training_step import Precision, TrainingStep
 from imagewam.inference.variants import VARIANTS, variant_of_pipeline
+from imagewam.tiny.pipeline import build_tiny_pipeline
 
 CANVAS, WORDS = (64, 128), 20
 INSTRUCTION = "push the cube"

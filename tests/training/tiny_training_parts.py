@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from imagewam import ImageWAMForActionPrediction, ImageWAMProcessor
-from imagewam.demo.tiny_pipeline import build_tiny_pipeline
 from imagewam.processing.camera_layout import CameraSpec
 from imagewam.processing.contract import ActionSpec, PolicyContract, StateSpec
+from imagewam.tiny.pipeline import build_tiny_pipeline
 from tiny_families import FAMILIES
 
 HORIZON, STATE_NAMES, ACTION_NAMES = 4, ("a", "b", "c"), ("a", "b")

@@ -1,4 +1,4 @@
-"""`imagewam demo`: the whole way once on the CPU, from expert episodes to a policy in closed loop."""
+"""`imagewam demo`: the policy that comes with the package plays in closed loop; films, pictures, a report."""
 
 from collections.abc import Sequence
 

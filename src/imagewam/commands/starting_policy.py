@@ -11,7 +11,7 @@ from .. import ImageWAMConfig, ImageWAMForActionPrediction, ImageWAMProcessor
 from ..configuration_imagewam import PRESETS
 from ..data.statistics import compute_statistics
 from ..data.training_data import training_data_of
-from ..demo.fitted_pipeline import fitted_tiny_pipeline
+from ..tiny.base import fitted_tiny_pipeline
 from .data_options import DataOptions, Recording, Recordings, contract_options
 from .options import given_options
 from .policy_options import PolicyOptions

@@ -6,13 +6,13 @@ from dataclasses import replace
 import torch
 
 from .. import ImageWAMForActionPrediction, ImageWAMProcessor
-from ..demo.tiny_pipeline import build_tiny_tokenizer
 from ..evaluation.environment import EnvironmentSpec
 from ..inference.decision import Decision
 from ..inference.variants import Variant
 from ..processing.camera_layout import CameraSpec
 from ..processing.contract import ActionSpec, PolicyContract, StateSpec
 from ..processing.normalization import identity_statistics
+from ..tiny.pipeline import build_tiny_tokenizer
 
 
 def untrained_policy(

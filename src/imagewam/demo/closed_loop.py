@@ -1,50 +1,72 @@
-"""The trained policy in the simulator, and what it saw, looked at and imagined on the way."""
+"""The policy in the simulator, told its task, the opposite, or first the one and then the other."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from ..data.action_chunks import ActionChunkDataset
+from ..evaluation.benchmarks import BENCHMARKS
 from ..evaluation.env_worker import EnvWorker
 from ..evaluation.environment import Observation
+from ..evaluation.metaworld_tasks import OPPOSITES, TASK_INSTRUCTIONS
 from ..evaluation.policy_predictor import PolicyPredictor
 from ..evaluation.rollout import EpisodeRecord, Rollouts, run_rollouts
 from ..pipelines.attention_maps import HeatScale, attention_maps, mean_attention, overlay
-from .pictures import ImageRow
 from .settings import DemoSettings
-
-METAWORLD = "imagewam.evaluation.metaworld:MetaWorldEnv"
-
-
-def open_workers(stack: ExitStack, settings: DemoSettings) -> list[EnvWorker]:
-    """Simulators that close with the stack."""
-    return [stack.enter_context(EnvWorker(METAWORLD, image_size=settings.image_size)) for _ in range(settings.workers)]
+from .told import Told
 
 
-def play(predictor: PolicyPredictor, settings: DemoSettings) -> Rollouts:
-    """All closed-loop episodes, each with its trace; ContractMismatchError if the policy is of another robot."""
+@dataclass(frozen=True)
+class Condition:
+    """What the policy was told in some episodes, and how they went. name: for tables. told: as for `Told`."""
+
+    name: str
+    told: Told
+    rollouts: Rollouts
+
+    def shown(self) -> list[EpisodeRecord]:
+        """One episode per task: the first that succeeded, else the first."""
+        shown: dict[str, EpisodeRecord] = {}
+        for record in self.rollouts.records:
+            if record.task not in shown or (record.success and not shown[record.task].success):
+                shown[record.task] = record
+        return list(shown.values())
+
+    def heard(self, record: EpisodeRecord) -> list[Observation]:
+        """What the policy saw at each plan of a traced episode, with what it was told."""
+        return [self.told.heard(seen) for seen in self.rollouts.trace(record).observations]
+
+
+def play(predictor: PolicyPredictor, settings: DemoSettings) -> list[Condition]:
+    """All episodes, each with its trace; ContractMismatchError if the policy is of another robot."""
+    opposite = {task: TASK_INSTRUCTIONS[OPPOSITES[task]] for task in settings.tasks if task in OPPOSITES}
+    conditions = []
     with ExitStack() as stack:
-        workers = open_workers(stack, settings)
+        factory = BENCHMARKS["metaworld"].factory
+        workers = [
+            stack.enter_context(EnvWorker(factory, image_size=settings.image_size)) for _ in range(settings.workers)
+        ]
         predictor.check_environment(workers[0].describe())
-        return run_rollouts(
-            predictor,
-            workers,
-            settings.episodes,
-            replan_steps=settings.replan_steps,
-            step_limit=settings.step_limit,
-            traced=settings.episodes,
-        )
-
-
-def shown_episodes(rollouts: Rollouts) -> list[EpisodeRecord]:
-    """One episode per task: the first that succeeded, else the first."""
-    shown: dict[str, EpisodeRecord] = {}
-    for record in rollouts.records:
-        if record.task not in shown or (record.success and not shown[record.task].success):
-            shown[record.task] = record
-    return list(shown.values())
+        for name, told, episodes in (
+            ("its instruction", Told(predictor, {}), settings.episodes),
+            ("the opposite's", Told(predictor, opposite), settings.opposed_episodes),
+            (
+                f"the opposite's for {settings.change_after} actions, then its own",
+                Told(predictor, opposite, settings.change_after),
+                settings.opposed_episodes,
+            ),
+        ):
+            rollouts = run_rollouts(
+                told,
+                workers,
+                episodes,
+                replan_steps=settings.replan_steps,
+                step_limit=settings.step_limit,
+                traced=episodes,
+            )
+            conditions.append(Condition(name, told, rollouts))
+    return conditions
 
 
 def attention_views(predictor: PolicyPredictor, observations: Sequence[Observation]) -> list[list[np.ndarray]]:
@@ -63,15 +85,8 @@ def attention_views(predictor: PolicyPredictor, observations: Sequence[Observati
     ]
 
 
-def imagined_futures(
-    predictor: PolicyPredictor, samples: ActionChunkDataset, indices: Sequence[int]
-) -> list[ImageRow]:
-    """Held-out moments: the canvas now, the real one `horizon` steps later, and the one the policy imagines."""
-    policy, processor, rows = predictor.policy, predictor.processor, []
-    for sample in (samples[index] for index in indices):
-        inputs = predictor.inputs(**{name: sample[name] for name in ("images", "instruction", "state")})
-        frame = policy.predict_frame(**inputs, generator=torch.Generator().manual_seed(predictor.seed))
-        now, later = processor.layout.compose(sample["images"]), processor.layout.compose(sample["target_images"])
-        labels = ("now", f"{samples.horizon} steps later", "imagined by the policy")
-        rows.append(ImageRow(f"“{sample['instruction']}”", (now, later, processor.decode_images(frame)[0]), labels))
-    return rows
+def foreseen_views(predictor: PolicyPredictor, observations: Sequence[Observation]) -> list[list[np.ndarray]]:
+    """For each observation every camera's picture that the policy foresees a horizon ahead, uint8 [H, W, 3]."""
+    layout = predictor.processor.layout
+    canvases = (layout.split(predictor.foresee(seen)) for seen in observations)
+    return [[canvas[camera.name] for camera in layout.cameras] for canvas in canvases]

@@ -1,4 +1,4 @@
-"""The demo's pictures, drawn with matplotlib: losses, attention, imagined frames, success rates, and all in one."""
+"""The demo's pictures, drawn with matplotlib: attention, foreseen frames, success rates, and all in one."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,14 +9,13 @@ import matplotlib
 import numpy as np
 
 from ..atomic import atomic_file
+from ..evaluation.intervals import SuccessRate
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import LogLocator, NullFormatter
 
-INK, BLUE, RED, GREY = "#22252b", "#1b6ca8", "#c8553d", "#8a9099"
+INK, BLUE, RED, GREEN, GREY = "#22252b", "#1b6ca8", "#c8553d", "#3a8f5c", "#8a9099"
 STYLE = {
     "axes.edgecolor": GREY,
     "axes.grid": True,
@@ -34,6 +33,8 @@ STYLE = {
     "ytick.color": INK,
 }
 
+Rates = Mapping[str, SuccessRate]
+
 
 @dataclass
 class ImageRow:
@@ -42,22 +43,6 @@ class ImageRow:
     title: str
     images: Sequence[np.ndarray]
     labels: Sequence[str]
-
-
-History = Sequence[Mapping[str, Any]]  # `trainer.state.log_history`
-
-
-def draw_losses(figure: Figure | SubFigure, history: History) -> None:
-    """Action and image loss against the training step, on held-out episodes too where they were measured."""
-    parts = (("action_loss", "action loss"), ("image_loss", "image loss"))
-    for axes, (name, title) in zip(figure.subplots(1, len(parts)), parts, strict=True):
-        _draw_curve(axes, history, name, BLUE, "training", marker=None)
-        _draw_curve(axes, history, f"eval_{name}", RED, "held out", marker="o")
-        axes.set(title=title, xlabel="training step", yscale="log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.legend(frameon=False)
 
 
 def draw_image_rows(figure: Figure | SubFigure, rows: Sequence[ImageRow]) -> None:
@@ -74,19 +59,30 @@ def draw_image_rows(figure: Figure | SubFigure, rows: Sequence[ImageRow]) -> Non
                 axes.set_title(row.labels[index], fontsize=8, color=GREY, loc="center", pad=3)
 
 
-def draw_success(figure: Figure | SubFigure, results: Mapping[str, Any]) -> None:
-    """Success rate per task with its 95 % interval, from the content of results.json."""
+def draw_success(figure: Figure | SubFigure, rates: Mapping[str, Rates]) -> None:
+    """Success rates with their 95 % intervals: task by task, a colour per condition.
+
+    Args:
+        rates: condition -> task -> rate.
+    """
     axes = figure.subplots()
-    tasks = results["tasks"]
-    for place, rate in enumerate(tasks.values()):
-        axes.plot([rate["low"], rate["high"]], [place, place], color=BLUE, alpha=0.35, lw=5, solid_capstyle="round")
-        axes.plot(rate["rate"], place, "o", color=BLUE, ms=8)
-        axes.annotate(f"{rate['successes']}/{rate['trials']}", (rate["rate"], place), (0, 9), ha="center",
-                      textcoords="offset points")  # fmt: skip
-    axes.set(title="success rate, unseen start positions", xlim=(-0.04, 1.04), ylim=(len(tasks) - 0.5, -0.7))
-    axes.set_yticks(range(len(tasks)), list(tasks))
+    tasks = list(dict.fromkeys(task for of_task in rates.values() for task in of_task))
+    colours = (BLUE, RED, GREEN)
+    for number, (condition, of_task) in enumerate(rates.items()):
+        label = f"told {condition}"
+        for task, rate in of_task.items():
+            place = tasks.index(task) + 0.24 * (number - (len(rates) - 1) / 2)
+            colour = colours[number % len(colours)]
+            axes.plot([rate.low, rate.high], [place, place], color=colour, alpha=0.3, lw=4, solid_capstyle="round")
+            axes.plot(rate.rate, place, "o", color=colour, ms=6, label=label)
+            axes.annotate(f"{rate.successes}/{rate.trials}", (1.03, place), va="center", fontsize=8, color=colour)
+            label = None
+    axes.set(title="solved, unseen start positions", xlim=(-0.04, 1.14), ylim=(len(tasks) - 0.5, -0.6))
+    axes.set_yticks(range(len(tasks)), tasks)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
     axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axes.grid(axis="y", visible=False)
+    figure.legend(loc="outside lower center", frameon=False, fontsize=8)
 
 
 def save_picture(path: str | Path, size: tuple[float, float], draw: Callable[..., None], *arguments: Any) -> None:
@@ -100,24 +96,11 @@ def save_picture(path: str | Path, size: tuple[float, float], draw: Callable[...
 
 
 def draw_summary(
-    figure: Figure,
-    films: Sequence[ImageRow],
-    futures: Sequence[ImageRow],
-    results: Mapping[str, Any],
-    history: History,
+    figure: Figure, films: Sequence[ImageRow], futures: Sequence[ImageRow], rates: Mapping[str, Rates]
 ) -> None:
-    """The picture of the README: episodes, imagined frames, success rates and losses on one sheet."""
-    upper, lower = figure.subfigures(2, 1, height_ratios=[1.75 * len(films), 1.35 * len(futures) + 0.4], hspace=0.03)
+    """The picture of the README: episodes, foreseen frames and success rates on one sheet."""
+    upper, lower = figure.subfigures(2, 1, height_ratios=[1.75 * len(films), 1.6 * len(futures)], hspace=0.03)
     draw_image_rows(upper, films)
-    left, right = lower.subfigures(1, 2, width_ratios=[1, 1.15], wspace=0.03)
+    left, right = lower.subfigures(1, 2, width_ratios=[1.25, 1], wspace=0.03)
     draw_image_rows(left, futures)
-    above, below = right.subfigures(2, 1, height_ratios=[0.8, 1])
-    draw_success(above, results)
-    draw_losses(below, history)
-
-
-def _draw_curve(axes: Axes, history: History, name: str, colour: str, label: str, marker: str | None) -> None:
-    points = [(entry["step"], entry[name]) for entry in history if name in entry]
-    if points:
-        steps, values = zip(*points, strict=True)
-        axes.plot(steps, values, color=colour, label=label, lw=1.4, marker=marker, ms=4)
+    draw_success(right, rates)

@@ -1,78 +1,107 @@
-"""The demo's report: pictures, a film and one page that says what they are and how they came about."""
+"""The demo's report: pictures, films and one page that says what they are and how they came about."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 
 from ..atomic import atomic_write_text
-from ..data.action_chunks import ActionChunkDataset
 from ..evaluation.films import write_video
+from ..evaluation.intervals import SuccessRate
 from ..evaluation.policy_predictor import PolicyPredictor
-from ..evaluation.rollout import EpisodeRecord, Rollouts
-from .closed_loop import attention_views, imagined_futures, shown_episodes
+from ..evaluation.report import by_task
+from ..evaluation.rollout import EpisodeRecord
+from .closed_loop import Condition, attention_views, foreseen_views
 from .film import film_frames
-from .pictures import History, ImageRow, draw_image_rows, draw_losses, draw_summary, save_picture
+from .pictures import ImageRow, draw_image_rows, draw_success, draw_summary, save_picture
 from .settings import DemoSettings
 
 FILM_FPS = 20  # a quarter of the simulator's speed
 STRIP_LENGTH = 6
+SHOWN_FUTURES = 3
 
 PAGE = """# ImageWAM demo
 
-| task | instruction | solved | 95 % interval |
+| task | what it was told | solved | 95 % interval |
 |---|---|---|---|
 {table}
 
 ![summary](demo.png)
 
 - `demo.png`: all of the below on one sheet
-- `episodes.mp4`: one episode per task at a quarter of its speed; on the right what the policy saw, under the attention
-  of its actions
-- `attention.png`: the same, camera by camera, for the plans of those episodes
-- `futures.png`: held-out moments, the real frame {horizon} steps later, and the one the policy imagines
-- `losses.png`: training and held-out losses (`../policy/losses.json`)
-- `../results.json`: every closed-loop episode
+- `episodes.mp4`: an episode of every task at a quarter of its speed; on the right what the policy saw, under the
+  attention of its actions, and beside it what it foresaw {horizon} actions ahead
+- `changed.mp4`: the same where the instruction changes on the way
+- `attention.png`: camera by camera, for the plans of those episodes
+- `futures.png`: now, what really came {horizon} actions later, and what the policy foresaw
+- `success.png`: the table above
+- `../results.json`: every episode
 
-Trained for {train_steps} steps on {episodes} expert episodes; held-out action error {error:.4f} (always the mean
-action: {mean_error:.4f}). Policies this small say nothing about the method's strength.
-
-Again: `imagewam demo{command}`, seed {seed}.
+Again: `imagewam demo{command}`; policy {checkpoint}, seed {seed}.
 Machine: {machine}.
 """
 
 
 def write_report(
-    folder: Path,
-    predictor: PolicyPredictor,
-    rollouts: Rollouts,
-    results: dict[str, Any],
-    history: History,
-    held_out: ActionChunkDataset,
-    settings: DemoSettings,
+    folder: Path, predictor: PolicyPredictor, conditions: Sequence[Condition], settings: DemoSettings
 ) -> None:
     """Draw everything into `folder`; report.md comes last, so a report that has it is complete."""
     folder.mkdir(parents=True, exist_ok=True)
-    shown = shown_episodes(rollouts)
+    own, changed = conditions[0], conditions[-1]
+    films = [_Shown(predictor, own, record) for record in own.shown()]
+    changes = [_Shown(predictor, changed, record) for record in changed.shown()]
+    write_video(folder / "episodes.mp4", [frame for shown in films for frame in shown.film()], FILM_FPS)
+    if changes:
+        write_video(folder / "changed.mp4", [frame for shown in changes for frame in shown.film()], FILM_FPS)
     names = [camera.name for camera in predictor.processor.layout.cameras]
-    views = [attention_views(predictor, rollouts.trace(record).observations) for record in shown]
-    middles = [_middle_of_episode(held_out, task) for task in range(len(settings.tasks))]
-    futures = imagined_futures(predictor, held_out, middles)
-    strips = [_strip(rollouts, record, pictures, 0, names[0]) for record, pictures in zip(shown, views, strict=True)]
-    sheet = [
-        _strip(rollouts, record, pictures, camera, name)
-        for record, pictures in zip(shown, views, strict=True)
-        for camera, name in enumerate(names)
-    ]
-    save_picture(folder / "losses.png", (9, 3.2), draw_losses, history)
+    strips = [shown.strip(0, names[0]) for shown in films]
+    sheet = [shown.strip(camera, name) for shown in films for camera, name in enumerate(names)]
+    futures = [shown.future() for shown in films[:SHOWN_FUTURES]]
+    rates = {condition.name: by_task(condition.rollouts.records) for condition in conditions}
+    rates = {name: of_task for name, of_task in rates.items() if of_task}
     save_picture(folder / "attention.png", (11, 2.1 * len(sheet)), draw_image_rows, sheet)
     save_picture(folder / "futures.png", (9, 2.0 * len(futures)), draw_image_rows, futures)
-    size = (11, 2.25 * len(strips) + 4.1)
-    save_picture(folder / "demo.png", size, draw_summary, strips, futures, results, history)
-    write_video(folder / "episodes.mp4", _film(rollouts, shown, views), FILM_FPS)
-    atomic_write_text(folder / "report.md", _page(results, history, settings))
+    save_picture(folder / "success.png", (6, 1 + 0.8 * len(settings.tasks)), draw_success, rates)
+    size = (11, 1.75 * len(strips) + 1.6 * len(futures) + 0.4)
+    save_picture(folder / "demo.png", size, draw_summary, strips, futures, rates)
+    atomic_write_text(folder / "report.md", _page(rates, predictor, settings))
+
+
+class _Shown:
+    """A traced episode with what the policy saw, looked at and foresaw at each of its plans."""
+
+    def __init__(self, predictor: PolicyPredictor, condition: Condition, record: EpisodeRecord):
+        self.record, self.layout = record, predictor.processor.layout
+        self.horizon = predictor.processor.contract.horizon
+        self.trace, self.heard = condition.rollouts.trace(record), condition.heard(record)
+        self.attention = attention_views(predictor, self.heard)
+        self.foreseen = foreseen_views(predictor, self.heard)
+
+    def film(self) -> list[np.ndarray]:
+        views = [list(zip(*plan, strict=True)) for plan in zip(self.attention, self.foreseen, strict=True)]
+        return film_frames(self.trace, views, [seen.instruction for seen in self.heard], self.record.success)
+
+    def strip(self, camera: int, name: str) -> ImageRow:
+        """The first plans, seen by one camera."""
+        record, seen = self.record, self.heard[:STRIP_LENGTH]
+        ending = "solved after" if record.success else "not solved in"
+        title = f"“{record.instruction}” · start position {record.seed} · {ending} {record.steps} actions · {name}"
+        pictures = [views[camera] for views in self.attention[:STRIP_LENGTH]]
+        return ImageRow(title, pictures, [f"where action {each.step} ff. look" for each in seen])
+
+    def future(self) -> ImageRow:
+        """The middle of the episode: both cameras now, when the horizon is over, and as they were foreseen."""
+        steps = [seen.step for seen in self.heard]
+        pairs = [(k, steps.index(step + self.horizon)) for k, step in enumerate(steps) if step + self.horizon in steps]
+        now, later = pairs[len(pairs) // 2] if pairs else (0, len(steps) - 1)
+        canvases = [self.layout.compose(self.trace.observations[plan].images) for plan in (now, later)]
+        foreseen = self.layout.compose(
+            dict(zip((camera.name for camera in self.layout.cameras), self.foreseen[now], strict=True))
+        )
+        labels = ("now", f"{steps[later] - steps[now]} actions later", "as the policy foresaw it")
+        return ImageRow(f"“{self.record.instruction}”", (*canvases, foreseen), labels)
 
 
 def machine() -> str:
@@ -82,44 +111,21 @@ def machine() -> str:
     return f"{platform.system()} {platform.machine()}, {device}, {versions}"
 
 
-def _strip(rollouts: Rollouts, record: EpisodeRecord, pictures: Sequence, camera: int, name: str) -> ImageRow:
-    """The first plans of an episode, seen by one camera."""
-    seen = rollouts.trace(record).observations[:STRIP_LENGTH]
-    ending = f"solved after {record.steps} actions" if record.success else f"not solved in {record.steps} actions"
-    title = f"“{record.instruction}” · start position {record.seed} · {ending} · where the actions look in {name}"
-    return ImageRow(title, [views[camera] for views in pictures[:STRIP_LENGTH]], [f"action {s.step}" for s in seen])
-
-
-def _film(rollouts: Rollouts, shown: Sequence[EpisodeRecord], views: Sequence) -> list:
-    return [
-        frame
-        for record, pictures in zip(shown, views, strict=True)
-        for frame in film_frames(rollouts.trace(record), pictures, record.instruction, record.success)
-    ]
-
-
-def _middle_of_episode(held_out: ActionChunkDataset, task: int) -> int:
-    """Row of the middle frame of the first held-out episode of a task; episodes are ordered by task."""
-    lengths = list(held_out.dataset.episode_lengths.values())
-    episode = task * len(lengths) // max(1, len(held_out.dataset.tasks))
-    return sum(lengths[:episode]) + lengths[episode] // 2
-
-
-def _page(results: dict[str, Any], history: History, settings: DemoSettings) -> str:
-    instructions = {record["task"]: record["instruction"] for record in results["episodes"]}
+def _page(rates: Mapping[str, Mapping[str, SuccessRate]], predictor: PolicyPredictor, settings: DemoSettings) -> str:
     table = "\n".join(
-        "| {} | {} | {successes}/{trials} | {low:.0%} to {high:.0%} |".format(task, instructions[task], **rate)
-        for task, rate in results["tasks"].items()
+        f"| {task} | {condition} | {rate.successes}/{rate.trials} | {rate.low:.0%} to {rate.high:.0%} |"
+        for condition, of_task in rates.items()
+        for task, rate in of_task.items()
     )
-    last = [entry for entry in history if "eval_action_mae" in entry][-1]
     return PAGE.format(
         table=table,
-        horizon=settings.horizon,
-        train_steps=settings.train_steps,
-        episodes=settings.episodes_per_task * len(settings.tasks),
-        error=last["eval_action_mae"],
-        mean_error=last["eval_mean_action_mae"],
-        command="".join(f" --{name} {value}" for name, value in settings.changed().items()),
+        horizon=predictor.processor.contract.horizon,
+        checkpoint=settings.checkpoint,
+        command="".join(f" --{name} {_word(value)}" for name, value in settings.changed().items()),
         seed=settings.seed,
         machine=machine(),
     )
+
+
+def _word(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -52,3 +52,15 @@ TASK_INSTRUCTIONS = {
     "window-close-v3": "slide the window shut",
     "window-open-v3": "slide the window open",
 }
+
+# Tasks that undo each other in one scene, told apart by the instruction and by where things stand.
+OPPOSITES = {
+    "door-close-v3": "door-open-v3",
+    "door-lock-v3": "door-unlock-v3",
+    "drawer-close-v3": "drawer-open-v3",
+    "faucet-close-v3": "faucet-open-v3",
+    "handle-press-v3": "handle-pull-v3",
+    "plate-slide-back-v3": "plate-slide-v3",
+    "window-close-v3": "window-open-v3",
+}
+OPPOSITES |= {second: first for first, second in OPPOSITES.items()}

@@ -15,6 +15,7 @@ from transformers.utils import CONFIG_NAME, logging
 
 from ..atomic import atomic_folder, atomic_write_text
 from ..configuration_imagewam import ImageWAMConfig
+from ..shipped import checkpoint_source
 from ..upload import WEIGHT_FILES, upload_saved
 from ..weight_files import check_weight_files
 from .backbones import EditingBackbone, family_of_pipeline
@@ -107,9 +108,9 @@ class PolicyFiles:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
-        """Load a checkpoint folder or hub repo. As in transformers, but a weight that is missing, unexpected, of
-        another shape or unreadable is an error, whatever `ignore_mismatched_sizes` says: a policy with a few random
-        tensors still moves a robot.
+        """Load a checkpoint folder, hub repo or policy that comes with the package. As in transformers, but a weight
+        that is missing, unexpected, of another shape or unreadable is an error, whatever `ignore_mismatched_sizes`
+        says: a policy with a few random tensors still moves a robot.
 
         A `device_map` may keep weights in the CPU's memory or on disk; frozen parts are loaded where the policy
         computes. Those in the checkpoint's own folder or repo come with its `subfolder`, `token` and cache.
@@ -123,7 +124,7 @@ class PolicyFiles:
                 devices; or a newer version of this package wrote config.json.
             OSError: the file that could not be read.
         """
-        path = pretrained_model_name_or_path
+        path = checkpoint_source(pretrained_model_name_or_path)
         kwargs["ignore_mismatched_sizes"] = True  # they are told below, with their shapes
         try:
             policy, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)

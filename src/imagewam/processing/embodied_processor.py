@@ -64,7 +64,9 @@ class EmbodiedProcessor(StoredProcessor):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike, embodiment: str | None = None, **kwargs: Any
     ) -> Self:
-        """Load from a folder or a Hub repo. A local folder needs no network, the tokenizer in it included.
+        """Load from a folder, a Hub repo or, by name, from a policy that comes with the package.
+
+        A local folder needs no network, the tokenizer in it included.
 
         Args:
             embodiment: the robot to face, where the policy drives several; by default the one that was faced when

@@ -14,6 +14,7 @@ from transformers.utils.hub import extract_commit_hash
 from ..atomic import atomic_write_text
 from ..formats import PROCESSOR_MIGRATIONS, PROCESSOR_VERSION, VERSION_KEY, migrate
 from ..references import names_a_repo
+from ..shipped import checkpoint_source
 from ..upload import upload_saved
 from .tokenizer_files import check_source, load_tokenizer, own_source, save_tokenizer
 
@@ -101,17 +102,20 @@ class StoredProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "StoredProcessor":
-        """Load from a folder or a Hub repo. A local folder needs no network, the tokenizer in it included.
+        """Load from a folder, a Hub repo or, by name, from a policy that comes with the package.
+
+        A local folder needs no network, the tokenizer in it included.
 
         Args:
             kwargs: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`, `force_download`.
         """
-        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        processor._home = {"repo": str(pretrained_model_name_or_path), "subfolder": kwargs.get("subfolder", "")}
+        source = checkpoint_source(pretrained_model_name_or_path)
+        processor = super().from_pretrained(source, **kwargs)
+        processor._home = {"repo": str(source), "subfolder": kwargs.get("subfolder", "")}
         names = ("revision", "token", "cache_dir", "local_files_only")
         processor._hub_kwargs = {name: kwargs[name] for name in names if name in kwargs}
-        if not os.path.isdir(pretrained_model_name_or_path):
-            processor._hub_kwargs["revision"] = _commit_of(str(pretrained_model_name_or_path), kwargs)
+        if not os.path.isdir(source):
+            processor._hub_kwargs["revision"] = _commit_of(str(source), kwargs)
         return processor
 
     def save_pretrained(

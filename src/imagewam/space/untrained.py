@@ -8,10 +8,10 @@ from PIL import Image, ImageDraw
 
 from .. import ImageWAMForActionPrediction, ImageWAMProcessor
 from ..data.writer import LeRobotWriter
-from ..demo.tiny_pipeline import build_tiny_pipeline
 from ..processing.camera_layout import CameraSpec
 from ..processing.contract import ActionSpec, PolicyContract, StateSpec
 from ..processing.normalization import identity_statistics
+from ..tiny.pipeline import build_tiny_pipeline
 
 UNTRAINED = "untrained"
 INSTRUCTION = "push the red block to the right"

@@ -8,11 +8,11 @@ from PIL import Image
 from transformers import Mistral3Config, Mistral3ForConditionalGeneration
 
 from imagewam import ImageWAMConfig, ImageWAMForActionPrediction
-from imagewam.demo.tiny_pipeline import build_tiny_pipeline, build_tiny_tokenizer
 from imagewam.modeling.backbones.flux2 import ModelDtypePosEmbed
 from imagewam.modeling.kv_cache import KVCache
 from imagewam.processing.prompt import check_prompt_format
 from imagewam.processing.prompt import tokenize as tokenize_prompt
+from imagewam.tiny.pipeline import build_tiny_pipeline, build_tiny_tokenizer
 
 INSTRUCTION = "open the drawer"
 

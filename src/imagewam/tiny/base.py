@@ -1,4 +1,6 @@
-"""A FLUX.2-shaped pipeline small enough for a CPU, whose VAE is fitted to the frames of one dataset."""
+"""The editing pipeline that a tiny policy starts from: FLUX.2 in small, fitted to frames and words of a dataset."""
+
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -7,17 +9,34 @@ from diffusers import Flux2KleinPipeline
 from ..data.lerobot_dataset import LeRobotDataset
 from ..processing.camera_layout import CameraLayout
 from ..processing.contract import PolicyContract
-from .tiny_pipeline import build_tiny_pipeline
-from .tiny_vae import fit_vae
+from .pipeline import build_tiny_pipeline
+from .text_encoder import fit_text_encoder
+from .vae import fit_vae
 
-MOST_CANVASES = 512
+MOST_CANVASES = 2048
 
 
 def fitted_tiny_pipeline(
-    dataset: LeRobotDataset, contract: PolicyContract, vae_steps: int, seed: int
+    dataset: LeRobotDataset,
+    contract: PolicyContract,
+    vae_steps: int,
+    seed: int,
+    *,
+    text_steps: int = 0,
+    texts: Iterable[str] = (),
+    **sizes: int | tuple[int, ...],
 ) -> Flux2KleinPipeline:
-    """The same for the same arguments: transformer and text encoder random, the VAE trained for `vae_steps`."""
-    pipeline = build_tiny_pipeline(dataset.tasks.values(), seed=seed)
+    """The same for the same arguments: the transformer random, VAE and text encoder trained.
+
+    Args:
+        text_steps: of the text encoder; it stays random without any.
+        texts: sentences that it learns beside the dataset's instructions.
+        sizes: of `build_tiny_pipeline`.
+    """
+    texts = list(dict.fromkeys([*dataset.tasks.values(), *texts]))
+    pipeline = build_tiny_pipeline(texts, seed=seed, **sizes)
+    if text_steps:
+        fit_text_encoder(pipeline.text_encoder, pipeline.tokenizer, texts, steps=text_steps, seed=seed)
     fit_vae(pipeline.vae, torch.from_numpy(canvases(dataset, contract)), steps=vae_steps, seed=seed)
     return pipeline
 

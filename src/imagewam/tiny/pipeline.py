@@ -1,6 +1,7 @@
 """A tiny `Flux2KleinPipeline` of real components: for tests, and as the base of policies trained from scratch.
 
-The transformer, VAE and text encoder start random. `fit_vae` (tiny_vae.py) teaches the VAE to code pictures.
+The transformer, VAE and text encoder start random. `fit_vae` (vae.py) teaches the VAE to code pictures, and
+`fit_text_encoder` (text_encoder.py) the text encoder to continue sentences.
 """
 
 from collections.abc import Iterable
@@ -23,7 +24,7 @@ _CHAT_TEMPLATE = (
     "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
 _SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
-# FLUX.2 klein reads the hidden states 9, 18 and 27, so even a tiny text encoder has 28 layers.
+# FLUX.2 klein reads the hidden states 9, 18 and 27: a text encoder with fewer layers needs the option `text_layers`.
 _TEXT_LAYERS = 28
 
 
@@ -35,6 +36,7 @@ def build_tiny_pipeline(
     num_layers: int = 2,
     num_single_layers: int = 3,
     text_width: int = 32,
+    text_layers: int = _TEXT_LAYERS,
     vae_channels: tuple[int, ...] = (8, 16, 32),
     latent_channels: int = 8,
     seed: int = 0,
@@ -44,7 +46,7 @@ def build_tiny_pipeline(
     Args:
         texts: instructions that the tokenizer's vocabulary is learnt from; every byte is covered besides.
         heads, head_dim, num_layers, num_single_layers: the transformer, `heads * head_dim` wide.
-        text_width: of the text encoder; instruction embeddings are three times as wide.
+        text_width, text_layers: of the text encoder; instruction embeddings are three times as wide.
         vae_channels: one entry per resolution; n entries make a VAE of stride 2^(n-1), tokens of stride 2^n.
         latent_channels: of the VAE; tokens have four times as many.
     """
@@ -75,12 +77,12 @@ def build_tiny_pipeline(
                 vocab_size=len(tokenizer),
                 hidden_size=text_width,
                 intermediate_size=2 * text_width,
-                num_hidden_layers=_TEXT_LAYERS,
+                num_hidden_layers=text_layers,
                 num_attention_heads=2,
                 num_key_value_heads=1,
                 head_dim=16,
                 max_position_embeddings=1024,
-                initializer_range=text_width**-0.5,  # random, never trained: words must stay far apart
+                initializer_range=text_width**-0.5,  # words stay far apart without any training
                 tie_word_embeddings=True,
                 pad_token_id=tokenizer.pad_token_id,
             )

@@ -1,0 +1,134 @@
+"""How much of everything the tiny policy is made of: the options of `imagewam train-tiny`."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..evaluation.benchmarks import BENCHMARKS, Benchmark
+from ..settings_file import claim_folder
+
+SETTINGS_FILE = "settings.json"
+
+
+@dataclass(frozen=True)
+class TinyBenchmark:
+    """What the recipe does with a benchmark where it is not told otherwise.
+
+    Attributes:
+        tasks: to be learnt, or suites of them.
+        environment: settings in which they are recorded and played.
+        first_seed: start positions count up from here in the recording; evaluations take those from 0 on.
+        gap: how many actions the policy executes before it looks again.
+    """
+
+    tasks: tuple[str, ...]
+    environment: Mapping[str, Any]
+    first_seed: int
+    replan_steps: int
+
+
+TINY_BENCHMARKS = {
+    "metaworld": TinyBenchmark(
+        tasks=(
+            "button-press-topdown-v3",
+            "button-press-v3",
+            "door-open-v3",
+            "door-close-v3",
+            "drawer-open-v3",
+            "drawer-close-v3",
+            "faucet-open-v3",
+            "faucet-close-v3",
+            "window-open-v3",
+            "window-close-v3",
+            "plate-slide-v3",
+            "handle-press-v3",
+            "reach-v3",
+            "push-v3",
+        ),
+        environment={"image_size": 96},
+        first_seed=1000,
+        replan_steps=8,
+    ),
+    "libero": TinyBenchmark(
+        tasks=("libero_object", "libero_spatial"),
+        environment={"image_size": 96, "fast_rendering": True},
+        first_seed=10,
+        replan_steps=8,
+    ),
+}
+
+
+def setting(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class TinySettings:
+    """Options of `imagewam train-tiny`."""
+
+    benchmark: Literal["metaworld", "libero"] = field(metadata={"help": "Whose tasks it learns."})
+    output_dir: str | None = setting(
+        None, "Folder for everything, runs/tiny-BENCHMARK by default; what was stopped goes on there."
+    )
+    tasks: list[str] | None = setting(None, "Tasks, or suites of LIBERO; default: those of the shipped policy.")
+    episodes_per_task: int = setting(40, "Expert episodes to train on, per task.")
+    held_out_per_task: int = setting(2, "Further expert episodes for validation, per task.")
+    horizon: int = setting(16, "Actions per chunk, and steps to the imagined frame.")
+    text_steps: int = setting(300, "Steps in which the text encoder learns to continue the instructions.")
+    vae_steps: int = setting(3000, "Steps in which the VAE learns to code the recorded frames.")
+    train_steps: int = setting(5000, "Training steps of the policy.")
+    batch_size: int = setting(32, "Samples per training step.")
+    learning_rate: float = setting(1e-3, "Peak learning rate of the policy.")
+    trials: int = setting(20, "Closed-loop episodes per task, from start positions that no training saw.")
+    replan_steps: int | None = setting(None, "Actions executed before the policy looks again.")
+    num_inference_steps: int = setting(10, "Euler steps per action chunk.")
+    workers: int = setting(2, "Simulator processes.")
+    seed: int = setting(0, "Of weights, training and the noise of actions.")
+
+    def __post_init__(self):
+        self.output_dir = self.output_dir or f"runs/tiny-{self.benchmark}"
+        self.tasks = list(self.tasks or self._defaults.tasks)
+        self.replan_steps = self.replan_steps or self._defaults.replan_steps
+        if self.replan_steps > self.horizon:
+            raise ValueError(f"replan_steps {self.replan_steps} is more than a chunk of {self.horizon} actions holds")
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output_dir)
+
+    @property
+    def _defaults(self) -> TinyBenchmark:
+        return TINY_BENCHMARKS[self.benchmark]
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Settings of the simulator."""
+        return dict(self._defaults.environment)
+
+    @property
+    def first_seed(self) -> int:
+        """Of the recording."""
+        return self._defaults.first_seed
+
+    @property
+    def rules(self) -> Benchmark:
+        """The benchmark with its step limits."""
+        return BENCHMARKS[self.benchmark]
+
+    @property
+    def all_tasks(self) -> list[str]:
+        """Suites spelt out, in the benchmark's order."""
+        return list(dict.fromkeys(episode.task for episode in self.rules.episodes(self.tasks, trials=1)))
+
+    def split(self) -> tuple[list[int], list[int]]:
+        """Numbers of the training and of the held-out episodes in the recorded dataset, which is ordered by task."""
+        per_task = self.episodes_per_task + self.held_out_per_task
+        numbers = range(len(self.all_tasks) * per_task)
+        held_out = [number for number in numbers if number % per_task >= self.episodes_per_task]
+        return sorted(set(numbers) - set(held_out)), held_out
+
+    def claim_folder(self) -> None:
+        """Note the settings in the output folder; ValueError if another run was begun there."""
+        ours = {name: value for name, value in asdict(self).items() if name not in ("output_dir", "workers")}
+        claim_folder(self.folder / SETTINGS_FILE, ours)
