@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import CONFIG_NAME
 
 from .formats import CONFIG_MIGRATIONS, CONFIG_VERSION, migrate
-from .shipped import checkpoint_source
+from .shipped import shipped_source
 
 # What released checkpoints were trained with, where it differs from the paper (the defaults): "published" those of
 # ImageWAM, "fastwam" those of its video baseline.
@@ -120,7 +120,7 @@ class ImageWAMConfig(PreTrainedConfig):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         """As in transformers; a policy that comes with the package is found by its name."""
-        return super().from_pretrained(checkpoint_source(pretrained_model_name_or_path), **kwargs)
+        return super().from_pretrained(shipped_source(pretrained_model_name_or_path), **kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):

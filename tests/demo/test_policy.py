@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from imagewam.demo.policy import checkpoint_to_resume, metaworld_contract, new_policy
 
 from imagewam.data.action_chunks import ActionChunkDataset
 from imagewam.data.collator import ImageWAMCollator
 from imagewam.data.decoded_dataset import DecodedDataset
 from imagewam.data.statistics import compute_statistics
 from imagewam.demo.closed_loop import attention_views, imagined_futures, play
-from imagewam.demo.policy import checkpoint_to_resume, metaworld_contract, new_policy
 from imagewam.demo.settings import DemoSettings
 from imagewam.evaluation.environment import Observation
 from imagewam.evaluation.policy_predictor import PolicyPredictor

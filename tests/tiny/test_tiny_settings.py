@@ -5,8 +5,11 @@ from imagewam.tiny.settings import TINY_BENCHMARKS, TinySettings
 
 
 def test_episodes_are_split_by_task():
-    settings = TinySettings("metaworld", tasks=["reach-v3", "push-v3"], episodes_per_task=2, held_out_per_task=1)
+    settings = TinySettings("metaworld", tasks=["door-open-v3", "push-v3"], episodes_per_task=2, held_out_per_task=1)
     assert settings.split() == ([0, 1, 3, 4], [2, 5])
+    settings = TinySettings("metaworld", tasks=["reach-v3", "push-v3"], episodes_per_task=1, held_out_per_task=1)
+    assert settings.recorded_episodes == {"reach-v3": 5, "push-v3": 2}
+    assert settings.split() == ([0, 1, 2, 3, 5], [4, 6])
 
 
 def test_the_defaults_are_the_benchmarks():

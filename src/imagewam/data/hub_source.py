@@ -14,6 +14,8 @@ from huggingface_hub.errors import (
 )
 from tqdm.contrib.concurrent import thread_map
 
+from ..shipped import shipped_source
+
 REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 PARALLEL_DOWNLOADS = 8
 
@@ -45,7 +47,7 @@ def open_source(source: str | Path, revision: str | None = None, token: str | bo
     The folder `source` if there is one, else the repository of that name, with its `meta/` fetched.
 
     Args:
-        source: folder, or `org/name` of a dataset repository.
+        source: folder, `org/name` of a dataset repository, or the name of episodes that come with the package.
         revision: branch, tag or commit of the repository; its default branch for None.
         token: as everywhere in huggingface_hub; None for the one that the user logged in with.
 
@@ -54,6 +56,7 @@ def open_source(source: str | Path, revision: str | None = None, token: str | bo
         ConnectionError: the Hub cannot be reached, and its cache does not hold what is needed.
         ValueError: a revision of a folder, which has none.
     """
+    source = shipped_source(source)
     if Path(source).is_dir():
         if revision is not None:
             raise ValueError(f"{source} is a folder here and has no revision {revision!r}; only repositories have")

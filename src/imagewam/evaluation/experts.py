@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,20 +163,21 @@ def record_dataset(
     root: str | Path,
     workers: Sequence[EnvWorker],
     tasks: Sequence[str],
-    episodes_per_task: int,
+    episodes_per_task: int | Mapping[str, int],
     *,
     first_seed: int = 1000,
     step_limit: int = 300,
 ) -> Recording:
-    """Record `episodes_per_task` successes of each task into a new LeRobot v3.0 dataset at `root`."""
+    """Record `episodes_per_task` successes of each task, or those of its own, into a new LeRobot v3.0 dataset."""
+    counts = episodes_per_task if isinstance(episodes_per_task, Mapping) else dict.fromkeys(tasks, episodes_per_task)
     spec, recording = workers[0].describe(), Recording()
     with (
         LeRobotWriter(root, fps=spec.fps, robot_type=spec.robot_type, features=dataset_features(spec)) as writer,
-        tqdm(total=len(tasks) * episodes_per_task, desc="recording", unit="episode") as progress,
+        tqdm(total=sum(counts[task] for task in tasks), desc="recording", unit="episode") as progress,
     ):
         for task in tasks:
             for episode in expert_episodes(
-                workers, task, episodes_per_task, recording, first_seed=first_seed, step_limit=step_limit
+                workers, task, counts[task], recording, first_seed=first_seed, step_limit=step_limit
             ):
                 writer.add_episode(episode.frames, episode.instruction)
                 progress.update()

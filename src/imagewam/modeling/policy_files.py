@@ -15,7 +15,7 @@ from transformers.utils import CONFIG_NAME, logging
 
 from ..atomic import atomic_folder, atomic_write_text
 from ..configuration_imagewam import ImageWAMConfig
-from ..shipped import checkpoint_source
+from ..shipped import shipped_source
 from ..upload import WEIGHT_FILES, upload_saved
 from ..weight_files import check_weight_files
 from .backbones import EditingBackbone, family_of_pipeline
@@ -124,7 +124,7 @@ class PolicyFiles:
                 devices; or a newer version of this package wrote config.json.
             OSError: the file that could not be read.
         """
-        path = checkpoint_source(pretrained_model_name_or_path)
+        path = shipped_source(pretrained_model_name_or_path)
         kwargs["ignore_mismatched_sizes"] = True  # they are told below, with their shapes
         try:
             policy, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)

@@ -14,7 +14,7 @@ from transformers.utils.hub import extract_commit_hash
 from ..atomic import atomic_write_text
 from ..formats import PROCESSOR_MIGRATIONS, PROCESSOR_VERSION, VERSION_KEY, migrate
 from ..references import names_a_repo
-from ..shipped import checkpoint_source
+from ..shipped import shipped_source
 from ..upload import upload_saved
 from .tokenizer_files import check_source, load_tokenizer, own_source, save_tokenizer
 
@@ -109,7 +109,7 @@ class StoredProcessor(ProcessorMixin):
         Args:
             kwargs: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`, `force_download`.
         """
-        source = checkpoint_source(pretrained_model_name_or_path)
+        source = shipped_source(pretrained_model_name_or_path)
         processor = super().from_pretrained(source, **kwargs)
         processor._home = {"repo": str(source), "subfolder": kwargs.get("subfolder", "")}
         names = ("revision", "token", "cache_dir", "local_files_only")

@@ -1,18 +1,20 @@
-"""Policies that come with the package: complete checkpoint folders, loaded by name, without a network."""
+"""What comes with the package, found by its name without a network: a trained policy, and episodes to try it on."""
 
 import os
 from pathlib import Path
 
-TINY_METAWORLD = "imagewam-tiny-metaworld"  # what `imagewam train-tiny` makes; its README.md is its model card
+TINY_METAWORLD = "imagewam-tiny-metaworld"  # checkpoint folder; `imagewam train-tiny metaworld` made it
+METAWORLD_EPISODES = "metaworld-episodes"  # LeRobot dataset: one episode per task, none of them trained on
 
 _HERE = Path(__file__).parent
 
 
-def checkpoint_source(name_or_path: str | os.PathLike) -> str | os.PathLike:
-    """What to load for a name: the folder of a policy that comes with the package, else the name or path itself.
+def shipped_source(name_or_path: str | os.PathLike) -> str | os.PathLike:
+    """What to load for a name: the folder that comes with the package, else the name or path itself.
 
     A folder of that name where the program runs comes first, as it does before a repository of the Hub.
     """
-    if os.fspath(name_or_path) == TINY_METAWORLD and not os.path.isdir(name_or_path):
-        return str(_HERE / TINY_METAWORLD)
+    name = os.fspath(name_or_path)
+    if name in (TINY_METAWORLD, METAWORLD_EPISODES) and not os.path.isdir(name):
+        return str(_HERE / name)
     return name_or_path

@@ -70,7 +70,7 @@ def record(settings: TinySettings) -> None:
             settings.folder / DATASET,
             open_workers(stack, settings, settings.workers),
             settings.all_tasks,
-            settings.episodes_per_task + settings.held_out_per_task,
+            settings.recorded_episodes,
             first_seed=settings.first_seed,
             step_limit=max(limits[task] for task in settings.all_tasks),
         )
