@@ -19,16 +19,24 @@ def grey(level: int) -> np.ndarray:
     return np.full((16, 16, 3), level, dtype=np.uint8)
 
 
-def test_views_change_with_the_plan(trace):
-    frames = film_frames(trace, [[grey(50), grey(60)], [grey(150), grey(160)]], "go", success=True)
-    assert frames[0].shape == (64 + CAPTION_HEIGHT, 96, 3)
-    assert [int(frame[0, 70, 0]) for frame in frames[:10]] == [50] * 4 + [150] * 6
-    assert [int(frame[40, 70, 0]) for frame in frames[:10]] == [60] * 4 + [160] * 6
+def table(level: int) -> list[list[np.ndarray]]:
+    """Two rows of two columns."""
+    return [[grey(level), grey(level + 1)], [grey(level + 2), grey(level + 3)]]
+
+
+def test_views_and_captions_change_with_the_plan(trace):
+    frames = film_frames(trace, [table(50), table(150)], ["go", "come"], success=True)
+    assert frames[0].shape == (64 + CAPTION_HEIGHT, 128, 3)
+    for row, column, add in ((0, 70, 0), (0, 100, 1), (40, 70, 2), (40, 100, 3)):
+        assert [int(frame[row, column, 0]) for frame in frames[:10]] == [50 + add] * 4 + [150 + add] * 6
     assert [int(frame[0, 0, 0]) for frame in frames[:10]] == [10 * step for step in range(10)]
+    captions = [frame[64:] for frame in frames]
+    assert np.array_equal(captions[0], captions[3]) and not np.array_equal(captions[3], captions[4])
+    assert not np.array_equal(captions[-1], captions[4]), "the end is told by colour"
 
 
 def test_the_film_can_be_played(trace, tmp_path):
-    frames = film_frames(trace, [[grey(50)], [grey(150)]], "go", success=False)
+    frames = film_frames(trace, [table(50), table(150)], ["go", "go"], success=False)
     write_video(tmp_path / "film.mp4", frames, fps=20)
     with av.open(str(tmp_path / "film.mp4")) as container:
         decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]

@@ -1,4 +1,4 @@
-"""The page in a browser, on the untrained policy: every way through it once, and a picture of each.
+"""The page in a browser, on the policy that comes with the package: every way through it once, and a picture of each.
 
 IMAGEWAM_SCREENSHOTS=folder keeps the pictures, for looking at them.
 """
@@ -27,7 +27,6 @@ def url():
     page = main([], block=False)
     yield page.local_url
     page.close()
-    page.own_folder.cleanup()
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +104,7 @@ def test_predict(open_page, viewport, dark, url):
     predict(page)
     assert len(sources(page, "#overlay")) == 2
     shares = page.inner_text("#shares")
-    assert all(part in shares for part in ("words", "state", "camera scene", "camera wrist", "future frame"))
+    assert all(part in shares for part in ("words", "state", "camera corner2", "camera gripperPOV"))
     width = page.evaluate("document.documentElement.scrollWidth")
     assert width <= viewport["width"], f"the page is {width} pixels wide"
     assert not [asked for asked in page.outside if not asked.startswith((url.rstrip("/"), "data:", "blob:"))]
@@ -119,7 +118,10 @@ def test_actions(open_page, viewport, dark):
     show_tab(page, "Actions")
     page.wait_for_selector("#chart svg")
     described = page.get_attribute("#chart figure", "aria-label")
-    assert "16 steps of dx, dy, gripper" in described and "beside the recorded actions" in described
+    assert (
+        "16 steps of hand_dx, hand_dy, hand_dz, gripper_effort" in described
+        and "beside the recorded actions" in described
+    )
     assert "recorded" in page.text_content("#chart svg") and "4 seeds" in page.text_content("#chart svg")
     assert "context pass" in page.inner_text("#latency")
 
@@ -150,7 +152,6 @@ def test_switch_layer_head_and_rollout(open_page):
         lambda: pick(page, "#head", "max"),
         lambda: pick(page, "#head", "1"),
         lambda: page.check("#rollout input"),
-        lambda: page.get_by_label("target").check(),
     ):
         before = sources(page, "#overlay")
         act()
@@ -162,7 +163,7 @@ def test_words(open_page):
     predict(page)
     page.get_by_role("button", name="Words").click()
     page.wait_for_selector("#words table")
-    assert " red" in page.text_content("#words") and "(state)" in page.text_content("#words")
+    assert " button" in page.text_content("#words") and "(state)" in page.text_content("#words")
 
 
 def test_strip(open_page):
@@ -207,7 +208,7 @@ def test_compare(open_page, viewport):
     page.wait_for_selector("#overlay-b img")
     page.wait_for_selector("#future-b img")
     numbers = page.inner_text("#compared-numbers")
-    assert "denoise" in numbers and "prefix" in numbers and "mean absolute difference" in numbers
+    assert "joint" in numbers and "prefix" in numbers and "mean absolute difference" in numbers
     assert sources(page, "#overlay-a") and "B: predicted" in page.text_content("#compared-chart svg")
 
 
@@ -224,7 +225,7 @@ def test_a_file_that_is_no_picture(open_page, tmp_path):
     page.set_input_files("#camera-0 input[type=file]", wrong)
     page.wait_for_timeout(1000)
     page.click("#predict")
-    assert "The file for camera scene is no picture that can be read" in said(page)
+    assert "The file for camera corner2 is no picture that can be read" in said(page)
 
 
 def test_a_picture_of_ones_own(open_page, tmp_path):
@@ -251,7 +252,7 @@ def test_a_missing_camera(open_page):
     page = open_page()
     page.click("#camera-1 button[title='Remove Image']")
     page.click("#predict")
-    assert "each of its 2 cameras: wrist has none" in said(page)
+    assert "each of its 2 cameras: gripperPOV has none" in said(page)
 
 
 def test_a_policy_that_there_is_not(open_page):
@@ -271,5 +272,5 @@ def test_two_users_at_once(open_page):
         page.wait_for_selector("#overlay img")
         page.get_by_role("button", name="Words").click()
         page.wait_for_selector("#words table")
-        assert (" red" in page.text_content("#words")) == (page is first)
+        assert (" button" in page.text_content("#words")) == (page is first)
     assert first.text_content("#words") != second.text_content("#words")

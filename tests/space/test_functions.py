@@ -7,30 +7,39 @@ import pytest
 import torch
 from PIL import Image
 
+from drawn_robot import INSTRUCTION, LENGTH, save_untrained_policy, write_drawn_episode
 from imagewam.pipelines.attention_choice import AttentionChoice
 from imagewam.pipelines.picture_metrics import psnr, ssim
+from imagewam.shipped import METAWORLD_EPISODES, TINY_METAWORLD
 from imagewam.space import charts
 from imagewam.space.episodes import EpisodeStore, Moment
 from imagewam.space.futures import camera_futures
 from imagewam.space.observations import checked_observation, default_state, read_picture
-from imagewam.space.policies import PolicyStore, default_policy
+from imagewam.space.policies import PolicyStore
 from imagewam.space.session import Given, Session, overlays
-from imagewam.space.untrained import INSTRUCTION, LENGTH, UNTRAINED, write_drawn_episode
 from tiny_policy import tiny_policy
 
 STATE = [0.0, 0.0, 1.0]
 
 
 @pytest.fixture(scope="module")
-def session(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("space") / "example"
-    write_drawn_episode(folder)
-    return Session(PolicyStore(), EpisodeStore(own={"example": str(folder)}))
+def folder(tmp_path_factory):
+    """With `example`, an episode, and `untrained`, a policy for it; the tests run there."""
+    folder = tmp_path_factory.mktemp("space")
+    write_drawn_episode(folder / "example")
+    save_untrained_policy(folder / "untrained")
+    return folder
 
 
 @pytest.fixture(scope="module")
-def loaded(session):
-    return session.policies.get(UNTRAINED)
+def session():
+    return Session(PolicyStore(), EpisodeStore())
+
+
+@pytest.fixture
+def loaded(session, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    return session.policies.get("untrained")
 
 
 def given(**changes):
@@ -81,7 +90,7 @@ def test_an_episode_ends(session, loaded):
         session.predict(loaded, given(moment=Moment("example", 7, 0)))
 
 
-def test_a_dataset_of_another_robot_names_both_sides(session):
+def test_a_dataset_of_another_robot_names_both_sides(session, loaded):
     policy, processor = tiny_policy()
     with pytest.raises(ValueError, match=r"\['agentview', 'wrist'\].*\['scene', 'wrist'\]"):
         session.episodes.episode("example", 0, processor.contract, (4,))
@@ -166,14 +175,17 @@ def test_a_default_state_lies_in_the_middle(loaded):
     assert default_state(tiny_policy()[1]) == pytest.approx([0.0, 5.0, 0.02])
 
 
-def test_the_policy_that_the_page_opens_with(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert default_policy() == UNTRAINED and default_policy("other") == "other"
-    folder = tmp_path / "runs" / "demo" / "policy"
-    folder.mkdir(parents=True)
-    assert default_policy() == UNTRAINED, "a folder without a policy is none"
-    (folder / "config.json").write_text("{}")
-    assert default_policy() == "runs/demo/policy"
+def test_what_comes_with_the_package_is_there_for_everybody(session, monkeypatch):
+    monkeypatch.setenv("SPACE_ID", "someone/space")
+    loaded = session.policies.get(TINY_METAWORLD)
+    assert loaded.modes[0] == "prefix"
+    assert session.episodes.count(METAWORLD_EPISODES) >= 10
+    moment = Moment(METAWORLD_EPISODES, 0, 0)
+    sample = session.episodes.sample(moment, loaded.processor.contract, (16,))
+    found = session.predict(
+        loaded, Given({}, sample["instruction"], sample["state"].tolist(), moment, "prefix", 10, 0)
+    )
+    assert found.error < 0.5, "its actions are far from the recorded ones"
 
 
 def test_policies_are_few_and_loaded_once(tmp_path):
@@ -200,7 +212,9 @@ def test_what_is_no_policy(tmp_path, monkeypatch):
     monkeypatch.setenv("SPACE_ID", "someone/space")
     with pytest.raises(ValueError, match="from the hub alone"):
         store.get(str(tmp_path))
-    assert store.get(UNTRAINED).note, "the Space's own policy is there for everybody"
+    own = PolicyStore(own=(str(tmp_path),))
+    with pytest.raises(ValueError, match="could not be loaded as a policy"):
+        own.get(str(tmp_path))
 
 
 def test_likeness():

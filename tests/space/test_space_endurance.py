@@ -21,7 +21,6 @@ def page():
     page = main([], block=False)
     yield page
     page.close()
-    page.own_folder.cleanup()
 
 
 def test_200_requests_leave_memory_flat(page):
@@ -32,27 +31,26 @@ def test_200_requests_leave_memory_flat(page):
     memory = []
     for number in range(200):
         user = users[number % len(users)]
-        user.predict("example", 0, api_name="/open")
+        user.predict("metaworld-episodes", 0, api_name="/open")
         if number in (60, 199):
             gc.collect()
             memory.append(psutil.Process().memory_info().rss / 2**20)
     assert memory[1] - memory[0] < 40, f"{memory[0]:.0f} MiB after 60 requests, {memory[1]:.0f} MiB after 200"
 
 
-def test_predictions_leave_memory_flat_and_do_not_mix(tmp_path):
+def test_predictions_leave_memory_flat_and_do_not_mix():
     """Two users with instructions and seeds of their own, 100 predictions each, at the same time."""
+    from imagewam.shipped import METAWORLD_EPISODES, TINY_METAWORLD
     from imagewam.space.episodes import EpisodeStore, Moment
     from imagewam.space.policies import PolicyStore
     from imagewam.space.session import Given, Session
-    from imagewam.space.untrained import UNTRAINED, write_drawn_episode
 
-    write_drawn_episode(tmp_path / "example")
-    session = Session(PolicyStore(), EpisodeStore(own={"example": str(tmp_path / "example")}))
-    loaded = session.policies.get(UNTRAINED)
+    session = Session(PolicyStore(), EpisodeStore())
+    loaded = session.policies.get(TINY_METAWORLD)
 
     def given(user):
-        words, mode = [("push the block", "denoise"), ("open the drawer", "prefix")][user]
-        return Given({}, words, [0.0, 0.0, 1.0], Moment("example", 0, 10 * user), mode, 2, user)
+        words, mode = [("push the block", "joint"), ("open the drawer", "prefix")][user]
+        return Given({}, words, [0.0, 0.6, 0.2, 1.0], Moment(METAWORLD_EPISODES, 0, 10 * user), mode, 2, user)
 
     alone = [session.predict(loaded, given(user)).actions for user in range(2)]
     memory = []
@@ -68,9 +66,7 @@ def test_predictions_leave_memory_flat_and_do_not_mix(tmp_path):
 
 
 def test_it_starts_in_half_a_minute():
-    code = (
-        "from imagewam.space.launch import main; page = main([], block=False); page.close(); page.own_folder.cleanup()"
-    )
+    code = "from imagewam.space.launch import main; page = main([], block=False); page.close()"
     start = time.monotonic()
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)
     assert time.monotonic() - start < 30

@@ -8,7 +8,9 @@ tells of all that. The same command goes on where it was cut off.
 import json
 from collections.abc import Sequence
 
-from ..tiny.recipe import make_policy
+from ..hub.model_card import CARD_FILE
+from ..tiny.origin import read_origin, tell_origin
+from ..tiny.recipe import MADE_WITH, make_policy
 from ..tiny.settings import TINY_BENCHMARKS, TinySettings
 from . import evaluate
 from .options import parse_options
@@ -21,6 +23,16 @@ def main(argv: Sequence[str]) -> None:
     policy = make_policy(settings)
     print("playing in closed loop", flush=True)
     evaluate.main(evaluation(settings, str(policy)))
+    origin = read_origin(settings.folder / MADE_WITH)
+    tell_origin(policy / CARD_FILE, f"imagewam-tiny-{settings.benchmark}", _command(settings), settings.seed, origin)
+
+
+def _command(settings: TinySettings) -> str:
+    """What makes the same policy again."""
+    words = ["imagewam", "train-tiny", settings.benchmark]
+    for name, value in settings.changed().items():
+        words += [f"--{name}", *(value if isinstance(value, list) else [str(value)])]
+    return " ".join(words)
 
 
 def evaluation(settings: TinySettings, checkpoint: str) -> list[str]:

@@ -30,11 +30,10 @@ class EpisodeStore:
 
     Args:
         capacity: how many episodes are kept.
-        own: name -> folder of datasets that are the Space's own.
     """
 
-    def __init__(self, capacity: int = 4, own: Mapping[str, str] | None = None):
-        self.capacity, self.own = capacity, dict(own or {})
+    def __init__(self, capacity: int = 4):
+        self.capacity = capacity
         self._kept: OrderedDict[tuple, ActionChunkDataset] = OrderedDict()
         self._lock = threading.Lock()  # for the table
         self._reading = threading.Lock()  # decoders serve one at a time
@@ -50,7 +49,7 @@ class EpisodeStore:
         Raises:
             ValueError: there is no such dataset or episode, or the policy is of another robot.
         """
-        source = self._folder(dataset)
+        source = check_source(dataset, "dataset")
         key = source, episode, contract.hash, offsets
         if (found := self._found(key)) is not None:
             return found
@@ -77,11 +76,7 @@ class EpisodeStore:
 
     def count(self, dataset: str | None) -> int:
         """Episodes in a dataset."""
-        return len(read_metadata(self._folder(dataset)).episodes)
-
-    def _folder(self, dataset: str | None) -> str:
-        name = check_source(dataset, "dataset", tuple(self.own))
-        return self.own.get(name, name)
+        return len(read_metadata(check_source(dataset, "dataset")).episodes)
 
 
 def future_frames(sample: Mapping[str, Any]) -> list[dict[str, np.ndarray]]:

@@ -11,33 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from .. import ImageWAMForActionPrediction, ImageWAMProcessor
-from .untrained import UNTRAINED, untrained_parts
+from ..shipped import shipped_source
 
-# The policy that the page opens with where no other is asked for: a folder or a repository with a trained tiny policy.
-# None: this package ships none.
-SHIPPED_POLICY: str | None = None
-# Where `imagewam demo` leaves its policy.
-TRAINED_HERE = "runs/*/policy"
-UNTRAINED_NOTE = "Untrained: its weights are random. It shows the page, not a policy."
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def on_hub() -> bool:
     """Whether this runs as a Space on the hub, for anybody."""
     return "SPACE_ID" in os.environ
-
-
-def default_policy(asked: str | None = None) -> str:
-    """The policy that the page opens with.
-
-    Args:
-        asked: a folder or repository; else the shipped one, else the last that `imagewam demo` has trained here, else
-            an untrained one.
-    """
-    if asked or SHIPPED_POLICY:
-        return asked or SHIPPED_POLICY
-    trained = [path for path in Path().glob(TRAINED_HERE) if (path / "config.json").is_file()]
-    return str(max(trained, key=lambda path: path.stat().st_mtime)) if trained else UNTRAINED
 
 
 def check_source(source: str | None, what: str, own: tuple[str, ...] = ()) -> str:
@@ -54,7 +35,7 @@ def check_source(source: str | None, what: str, own: tuple[str, ...] = ()) -> st
     source = (source or "").strip()
     if not source:
         raise ValueError(f"Name a {what}: a folder, or a repository on the hub such as someone/{what}.")
-    if source in own:
+    if source in own or shipped_source(source) != source:
         return source
     if on_hub():
         if not _REPOSITORY.fullmatch(source):
@@ -75,7 +56,6 @@ class LoadedPolicy:
     name: str
     policy: Any
     processor: Any
-    note: str = ""
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     @property
@@ -116,13 +96,13 @@ class PolicyStore:
 
     Args:
         capacity: how many are kept.
-        own: sources that everybody may name, such as the default policy's folder.
+        own: sources that everybody may name beside what comes with the package, such as the default policy's folder.
         device: where they compute.
     """
 
     def __init__(self, capacity: int = 2, own: tuple[str, ...] = (), device: str = "cpu"):
         self.capacity, self.device = capacity, device
-        self.own = (*own, UNTRAINED)
+        self.own = own
         self._kept: OrderedDict[tuple[str, str | None], LoadedPolicy] = OrderedDict()
         self._lock = threading.Lock()  # for the table
         self._loading = threading.Lock()  # two at once would double what memory has to hold
@@ -156,8 +136,6 @@ class PolicyStore:
             return self._kept.get(key)
 
     def _load(self, source: str, embodiment: str | None) -> LoadedPolicy:
-        if source == UNTRAINED:
-            return LoadedPolicy(source, *untrained_parts(), note=UNTRAINED_NOTE)
         try:
             processor = ImageWAMProcessor.from_pretrained(source, embodiment=embodiment)
             if not processor.has_statistics:

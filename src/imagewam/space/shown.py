@@ -20,12 +20,11 @@ def policy_note(loaded: LoadedPolicy) -> str:
     contract, config = loaded.processor.contract, loaded.policy.config
     rate = f" at {contract.fps:g} a second" if contract.fps else ""
     kind = "a video baseline that foresees several frames" if loaded.foresees_video else config.backbone["family"]
-    text = (
+    return (
         f"**{loaded.name}**: {kind}; cameras {', '.join(camera.name for camera in contract.cameras)}; "
         f"{contract.horizon} actions of {len(contract.action.names)} numbers{rate}; trained in mode "
         f"{config.edit_mode}."
     )
-    return f"{text}\n\n**{loaded.note}**" if loaded.note else text
 
 
 def state_rows(loaded: LoadedPolicy, values: list[float]) -> list[list]:

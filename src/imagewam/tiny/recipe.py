@@ -1,6 +1,7 @@
 """The recipe of the tiny policy up to its closed-loop evaluation. Each stage appears whole, and is done once.
 
 <output_dir>/settings.json   what is made
+             made_with.json  by which version, where
              dataset/        expert episodes, LeRobot v3.0
              base/           the editing pipeline, its VAE and text encoder trained
              training/       the trainer's checkpoints and logs
@@ -23,11 +24,12 @@ from ..evaluation.metaworld_tasks import TASK_INSTRUCTIONS
 from ..processing.contract import PolicyContract
 from .base import fitted_tiny_pipeline
 from .half_precision import store_in_float16
+from .origin import made_with
 from .policy import SIZES, contract_of, train_policy
 from .settings import TinySettings
 
 DATASET, BASE, TRAINING, POLICY = "dataset", "base", "training", "policy"
-LOG_FILE = "training_log.json"
+LOG_FILE, MADE_WITH = "training_log.json", "made_with.json"
 
 
 def make_policy(settings: TinySettings) -> Path:
@@ -40,6 +42,8 @@ def make_policy(settings: TinySettings) -> Path:
         ValueError: the folder holds a run with other settings.
     """
     settings.claim_folder()
+    if not (settings.folder / MADE_WITH).exists():
+        atomic_write_text(settings.folder / MADE_WITH, json.dumps(made_with(), indent=2) + "\n")
     stages: tuple[tuple[str, Callable[[TinySettings], None], str], ...] = (
         (DATASET, record, "recording expert episodes"),
         (BASE, fit_base, "fitting VAE and text encoder"),

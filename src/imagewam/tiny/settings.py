@@ -140,7 +140,15 @@ class TinySettings:
             first = end
         return train, held_out
 
+    def to_dict(self) -> dict[str, Any]:
+        """All settings but the output folder and the number of simulators, which change no number."""
+        return {name: value for name, value in asdict(self).items() if name not in ("output_dir", "workers")}
+
+    def changed(self) -> dict[str, Any]:
+        """The settings that differ from the benchmark's defaults."""
+        defaults = TinySettings(self.benchmark).to_dict()
+        return {name: value for name, value in self.to_dict().items() if value != defaults[name]}
+
     def claim_folder(self) -> None:
         """Note the settings in the output folder; ValueError if another run was begun there."""
-        ours = {name: value for name, value in asdict(self).items() if name not in ("output_dir", "workers")}
-        claim_folder(self.folder / SETTINGS_FILE, ours)
+        claim_folder(self.folder / SETTINGS_FILE, self.to_dict())

@@ -1,4 +1,4 @@
-"""A policy that nobody has trained and an episode for it: the page can be tried without any file."""
+"""A drawn robot: a policy for it that nobody has trained, and an episode."""
 
 from pathlib import Path
 
@@ -6,17 +6,22 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from .. import ImageWAMForActionPrediction, ImageWAMProcessor
-from ..data.writer import LeRobotWriter
-from ..processing.camera_layout import CameraSpec
-from ..processing.contract import ActionSpec, PolicyContract, StateSpec
-from ..processing.normalization import identity_statistics
-from ..tiny.pipeline import build_tiny_pipeline
+from imagewam import ImageWAMForActionPrediction, ImageWAMProcessor
+from imagewam.data.writer import LeRobotWriter
+from imagewam.processing.camera_layout import CameraSpec
+from imagewam.processing.contract import ActionSpec, PolicyContract, StateSpec
+from imagewam.processing.normalization import identity_statistics
+from imagewam.tiny.pipeline import build_tiny_pipeline
 
-UNTRAINED = "untrained"
 INSTRUCTION = "push the red block to the right"
 STATE_NAMES, ACTION_NAMES = ("x", "y", "gripper"), ("dx", "dy", "gripper")
 SIZE, HORIZON, LENGTH, FPS = 64, 16, 48, 10
+
+
+def save_untrained_policy(folder: str | Path) -> None:
+    """Policy and processor in one checkpoint folder."""
+    for part in untrained_parts():
+        part.save_pretrained(folder, save_frozen=True)
 
 
 def untrained_parts(seed: int = 0) -> tuple[ImageWAMForActionPrediction, ImageWAMProcessor]:

@@ -3,14 +3,15 @@ import pytest
 
 from imagewam.data.writer import LeRobotWriter
 
+SIZE = 32
 CAMERAS = ("corner2", "gripperPOV")
 
 
 @pytest.fixture(scope="session")
 def recorded(tmp_path_factory):
     """Folder of six short episodes, three of each task, of a grey ball that moves over a coloured ground."""
-    root = tmp_path_factory.mktemp("demo") / "dataset"
-    camera = {"dtype": "video", "shape": (32, 32, 3), "names": ["height", "width", "channels"]}
+    root = tmp_path_factory.mktemp("tiny") / "dataset"
+    camera = {"dtype": "video", "shape": (SIZE, SIZE, 3), "names": ["height", "width", "channels"]}
     features = {f"observation.images.{name}": camera for name in CAMERAS}
     for key in ("observation.state", "action"):
         features[key] = {"dtype": "float32", "shape": (4,), "names": [f"{key}_{i}" for i in range(4)]}
@@ -25,8 +26,8 @@ def recorded(tmp_path_factory):
 
 
 def ball(step: int, episode: int) -> np.ndarray:
-    rows, columns = np.mgrid[:32, :32]
-    frame = np.empty((32, 32, 3), dtype=np.uint8)
+    rows, columns = np.mgrid[:SIZE, :SIZE]
+    frame = np.empty((SIZE, SIZE, 3), dtype=np.uint8)
     frame[:] = (40 + 20 * episode, 90, 60)
     frame[(rows - 16) ** 2 + (columns - 4 - 3 * step) ** 2 < 25] = 200
     return frame
