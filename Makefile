@@ -1,6 +1,6 @@
 # `make help` lists the targets. Everything is installed into .venv beside this file; a second call installs nothing.
 .DEFAULT_GOAL := help
-.PHONY: help demo space test test-lowest test-newest test-slow test-gpu test-sim test-browser configs quality style clean
+.PHONY: help demo demo-train shipped space test test-lowest test-newest test-slow test-gpu test-sim test-browser configs quality style clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,6 +16,9 @@ LIBERO := hf-libero==0.1.4 robosuite==1.4.0 bddl==1.0.1
 # pytest's way to say that no test carries the mark.
 NONE_IS_FINE := test $$? -eq 5
 DEMO_ARGS ?=
+TRAIN_ARGS ?=
+TINY := runs/tiny-metaworld
+SHIPPED := src/imagewam/shipped/imagewam-tiny-metaworld
 CHECKPOINT ?=
 # Threads wait awake for some microseconds, then sleep: the default burns cores that simulators need, and sleeping at
 # once slows down training steps made of many small operations.
@@ -24,8 +27,15 @@ export GOMP_SPINCOUNT = 30000
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-demo: $(VENV)/demo.stamp  ## episodes -> training -> closed loop, on the CPU; prints where the results are
+demo: $(VENV)/demo.stamp  ## the shipped policy in closed loop, on the CPU; prints where films and report are
 	$(BIN)/imagewam demo $(DEMO_ARGS)
+
+demo-train: $(VENV)/demo.stamp  ## that policy from nothing: episodes -> VAE, text encoder, policy -> success rates
+	$(BIN)/imagewam train-tiny metaworld --output_dir $(TINY) $(TRAIN_ARGS)
+
+shipped: demo-train  ## put what demo-train made into the package
+	rm -rf $(SHIPPED)
+	cp -r $(TINY)/policy $(SHIPPED)
 
 space: $(VENV)/space.stamp  ## the page that shows what a policy sees, on 127.0.0.1; CHECKPOINT=folder or repository
 	CHECKPOINT="$(CHECKPOINT)" $(BIN)/python space/app.py
