@@ -15,6 +15,7 @@ COMMANDS = {
     "serve": "a policy for robots, over WebSocket, in the protocols that they speak",
     "replay": "recorded episodes to a server, its actions beside the recorded ones: the first thing for a new robot",
     "demo": "the policy that comes with the package in closed loop, on the CPU: films, pictures, a report",
+    "study": "what of the method helps, tested at the size of that policy: arms, seeds, success rates, figures",
     "train-tiny": "that policy from nothing, on the CPU: expert episodes, VAE, text encoder, training, success rates",
     "import": "a published ImageWAM checkpoint, or Ovis-U1, in this package's format",
     "init-checkpoint": "the policy that a published variant's training starts from, on an editing pipeline's weights",

@@ -27,7 +27,7 @@ def test_the_defaults_are_the_benchmarks():
 def test_a_folder_belongs_to_one_run(tmp_path):
     TinySettings("metaworld", output_dir=str(tmp_path), seed=1).claim_folder()
     TinySettings("metaworld", output_dir=str(tmp_path), seed=1, workers=7).claim_folder()
-    with pytest.raises(ValueError, match="other settings .seed: there 1, now 2"):
+    with pytest.raises(ValueError, match="made with other settings .seed: there 1, now 2"):
         TinySettings("metaworld", output_dir=str(tmp_path), seed=2).claim_folder()
 
 

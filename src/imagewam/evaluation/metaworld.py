@@ -23,6 +23,8 @@ from metaworld.policies import ENV_POLICY_MAP
 SCENE_CAMERA = "corner2"
 SCENE_CAMERA_POSITION = (0.75, 0.075, 0.7)  # metres; nearer to the table than the model file's
 CAMERAS = (SCENE_CAMERA, "gripperPOV")
+SURROUNDINGS = ("world", "tablelink", "RetainingWall", "base", "mocap")  # bodies at the root of robot and furniture
+GOAL_TASKS = ("reach-v3", "reach-wall-v3")
 STATE_NAMES = ("hand_x", "hand_y", "hand_z", "gripper_opening")
 ACTION_NAMES = ("hand_dx", "hand_dy", "hand_dz", "gripper_effort")
 
@@ -97,6 +99,13 @@ class MetaWorldEnv:
     def render(self) -> np.ndarray:
         return self._picture(SCENE_CAMERA, self._film_renderer)
 
+    def object_masks(self) -> dict[str, np.ndarray]:
+        """Where each camera sees what the task is about: bool [image_size, image_size], turned as the images are.
+
+        Everything that is neither robot nor furniture; of the reaching tasks, whose object is a decoy, the goal.
+        """
+        return {camera: self._object_mask(camera) for camera in self.cameras}
+
     def close(self) -> None:
         if self._task is not None:
             self._renderer.close()
@@ -142,6 +151,22 @@ class MetaWorldEnv:
             seed=self._seed,
             step=self._steps,
         )
+
+    def _object_mask(self, camera: str) -> np.ndarray:
+        model, renderer = self._simulator.model, self._renderer
+        renderer.enable_segmentation_rendering()
+        try:
+            renderer.update_scene(self._simulator.data, camera)
+            numbers, kinds = np.moveaxis(renderer.render(), -1, 0)
+        finally:
+            renderer.disable_segmentation_rendering()
+        if self._task in GOAL_TASKS:
+            mask = (kinds == mujoco.mjtObj.mjOBJ_SITE) & (numbers == model.site("goal").id)
+        else:
+            roots = model.body_rootid[model.geom_bodyid]
+            of_object = np.array([model.body(root).name not in SURROUNDINGS for root in roots])
+            mask = (kinds == mujoco.mjtObj.mjOBJ_GEOM) & of_object[np.clip(numbers, 0, None)]
+        return np.ascontiguousarray(mask[::-1, ::-1] if camera == SCENE_CAMERA else mask)
 
     def _picture(self, camera: str, renderer: mujoco.Renderer) -> np.ndarray:
         renderer.update_scene(self._simulator.data, camera)

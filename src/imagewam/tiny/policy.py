@@ -1,6 +1,7 @@
 """The tiny policy: built on the fitted pipeline, trained on the recorded episodes from latents encoded once."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import Flux2KleinPipeline
@@ -23,6 +24,7 @@ from ..training.trainer import ImageWAMTrainer
 from .settings import TinySettings
 
 ACTION_WIDTH = 128
+CACHE = "cache"  # of encoded frames and instructions, beside the dataset
 # Tokens of 16 x 16 pixels: with the finer ones of FLUX.2's own VAE a step would take four times as long.
 SIZES = {"vae_channels": (8, 24, 48, 64), "latent_channels": 16, "text_layers": 6, "text_width": 48}
 TEXT_LAYERS = [2, 4, 6]
@@ -42,23 +44,29 @@ def contract_of(spec: EnvironmentSpec, horizon: int) -> PolicyContract:
 
 
 def new_policy(
-    pipeline: Flux2KleinPipeline, contract: PolicyContract, num_inference_steps: int = 10
+    pipeline: Flux2KleinPipeline, contract: PolicyContract, num_inference_steps: int = 10, **changes: Any
 ) -> ImageWAMForActionPrediction:
     """An untrained policy of three to four million parameters that acts from the context alone.
 
     The context is modulated by time 0 in training as in inference: no time that it was not trained at, and one
     context for all steps.
+
+    Args:
+        changes: other arguments of `from_editing_pipeline`.
     """
+    arguments = {
+        "backbone_options": {"text_layers": TEXT_LAYERS},
+        "action_hidden_size": ACTION_WIDTH,
+        "edit_mode": "prefix",
+        "context_timestep": 0,
+        "num_inference_steps": num_inference_steps,
+    }
     return ImageWAMForActionPrediction.from_editing_pipeline(
         pipeline,
-        backbone_options={"text_layers": TEXT_LAYERS},
         action_dim=len(contract.action.names),
         state_dim=len(contract.state.names),
         action_horizon=contract.horizon,
-        action_hidden_size=ACTION_WIDTH,
-        edit_mode="prefix",
-        context_timestep=0,
-        num_inference_steps=num_inference_steps,
+        **{**arguments, **changes},
     )
 
 
@@ -77,26 +85,38 @@ def train_policy(
     set_seed(settings.seed)
     train, held_out = (LeRobotDataset(dataset_folder, episodes) for episodes in settings.split())
     policy = new_policy(pipeline, contract, settings.num_inference_steps)
+    args = training_arguments(output_dir, settings)
+    trainer = tiny_trainer(policy, contract, train, held_out, args, dataset_folder.parent / CACHE)
+    trainer.train(resume_from_checkpoint=checkpoint_to_resume(output_dir))
+    if trainer.stopped_at is not None:
+        raise SystemExit(f"stopped by SIGTERM at step {trainer.stopped_at}: the same command goes on from there")
+    return trainer
+
+
+def tiny_trainer(
+    policy: ImageWAMForActionPrediction,
+    contract: PolicyContract,
+    train: LeRobotDataset,
+    held_out: LeRobotDataset,
+    args: ImageWAMTrainingArguments,
+    cache: Path,
+) -> ImageWAMTrainer:
+    """The trainer of a policy on two parts of one recording, whose frames and instructions are encoded once."""
     statistics = compute_statistics(train, contract.horizon)
     # The usual template's words would be most of the context of a policy this small.
     processor = ImageWAMProcessor.for_policy(
         policy, contract, statistics, instruction_template="{instruction}", training_data=training_data_of(train)
     )
-    collator = PrecomputedCollator(policy, processor, [train, held_out], folder=dataset_folder.parent / "cache")
-    trainer = ImageWAMTrainer(
+    return ImageWAMTrainer(
         model=policy,
-        args=training_arguments(output_dir, settings),
+        args=args,
         processing_class=processor,
         train_dataset=ActionChunkDataset(train, contract.horizon, [], with_images=False),
         eval_dataset=ActionChunkDataset(held_out, contract.horizon, [], with_images=False),
-        data_collator=collator,
+        data_collator=PrecomputedCollator(policy, processor, [train, held_out], folder=cache),
         train_statistics=statistics,
         baselines={"mean_action": mean_action(statistics["action"]["mean"])},
     )
-    trainer.train(resume_from_checkpoint=checkpoint_to_resume(output_dir))
-    if trainer.stopped_at is not None:
-        raise SystemExit(f"stopped by SIGTERM at step {trainer.stopped_at}: the same command goes on from there")
-    return trainer
 
 
 def checkpoint_to_resume(output_dir: Path) -> str | None:
