@@ -11,10 +11,12 @@ from ..evaluation.env_worker import EnvWorker
 from ..evaluation.environment import Observation
 from ..evaluation.metaworld_tasks import OPPOSITES, TASK_INSTRUCTIONS
 from ..evaluation.policy_predictor import PolicyPredictor
-from ..evaluation.rollout import EpisodeRecord, Rollouts, run_rollouts
+from ..evaluation.rollout import Episode, EpisodeRecord, Rollouts, run_rollouts
 from ..pipelines.attention_maps import HeatScale, attention_maps, mean_attention, overlay
 from .settings import DemoSettings
 from .told import Told
+
+TRACED = 2  # start positions per task of which pictures are kept; a film costs more time than playing
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,11 @@ class Condition:
     rollouts: Rollouts
 
     def shown(self) -> list[EpisodeRecord]:
-        """One episode per task: the first that succeeded, else the first."""
+        """One traced episode per task: the first that succeeded, else the first."""
         shown: dict[str, EpisodeRecord] = {}
         for record in self.rollouts.records:
+            if Episode(record.task, record.seed) not in self.rollouts.traces:
+                continue
             if record.task not in shown or (record.success and not shown[record.task].success):
                 shown[record.task] = record
         return list(shown.values())
@@ -39,7 +43,7 @@ class Condition:
 
 
 def play(predictor: PolicyPredictor, settings: DemoSettings) -> list[Condition]:
-    """All episodes, each with its trace; ContractMismatchError if the policy is of another robot."""
+    """All episodes, the first of each task traced; ContractMismatchError if the policy is of another robot."""
     opposite = {task: TASK_INSTRUCTIONS[OPPOSITES[task]] for task in settings.tasks if task in OPPOSITES}
     conditions = []
     with ExitStack() as stack:
@@ -63,7 +67,7 @@ def play(predictor: PolicyPredictor, settings: DemoSettings) -> list[Condition]:
                 episodes,
                 replan_steps=settings.replan_steps,
                 step_limit=settings.step_limit,
-                traced=episodes,
+                traced=[episode for episode in episodes if episode.seed < TRACED],
             )
             conditions.append(Condition(name, told, rollouts))
     return conditions
