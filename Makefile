@@ -33,9 +33,12 @@ demo: $(VENV)/demo.stamp  ## the shipped policy in closed loop, on the CPU; prin
 demo-train: $(VENV)/demo.stamp  ## that policy from nothing: episodes -> VAE, text encoder, policy -> success rates
 	$(BIN)/imagewam train-tiny metaworld --output_dir $(TINY) $(TRAIN_ARGS)
 
-shipped: demo-train  ## put what demo-train made into the package
+shipped: $(VENV)/demo.stamp  ## demo-train with its defaults, and the result into the package
+	$(BIN)/imagewam train-tiny metaworld --output_dir $(TINY)
+	rm -rf $(SHIPPED).new
+	cp -r $(TINY)/policy $(SHIPPED).new
 	rm -rf $(SHIPPED)
-	cp -r $(TINY)/policy $(SHIPPED)
+	mv $(SHIPPED).new $(SHIPPED)
 
 space: $(VENV)/space.stamp  ## the page that shows what a policy sees, on 127.0.0.1; CHECKPOINT=folder or repository
 	CHECKPOINT="$(CHECKPOINT)" $(BIN)/python space/app.py

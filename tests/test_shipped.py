@@ -11,6 +11,7 @@ from imagewam import ImageWAMConfig, ImageWAMForActionPrediction, ImageWAMProces
 from imagewam.commands import info
 from imagewam.data import ActionChunkDataset, LeRobotDataset
 from imagewam.evaluation.recorded_episodes import read_recorded_episodes
+from imagewam.hub.lerobot_folder import lerobot_files
 from imagewam.hub.model_card import read_card
 from imagewam.shipped import METAWORLD_EPISODES, TINY_METAWORLD, shipped_source
 from imagewam.tiny.settings import TINY_BENCHMARKS
@@ -83,5 +84,12 @@ def test_the_card_tells_where_it_comes_from_and_what_it_can():
 
 def test_commands_take_its_name(capsys):
     assert ImageWAMConfig.from_pretrained(TINY_METAWORLD).edit_mode == "prefix"
-    info.main([TINY_METAWORLD])
-    assert "corner2" in capsys.readouterr().out
+    for name, words in ((TINY_METAWORLD, "prefix"), (METAWORLD_EPISODES, "13, ")):
+        info.main([name])
+        shown = capsys.readouterr().out
+        assert "corner2" in shown and words in shown
+
+
+def test_a_lerobot_folder_points_to_a_repo_and_to_nothing_of_this_package():
+    with pytest.raises(ValueError, match="is none: upload it"):
+        lerobot_files(TINY_METAWORLD)

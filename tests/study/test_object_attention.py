@@ -62,6 +62,8 @@ def test_the_summary_is_of_moments_with_the_object_in_sight():
     moments = [Moment("a", 0, 0, 0.4, 0.1), Moment("a", 0, 16, 0.2, 0.1), Moment("a", 0, 32, 0.0, 0.0)]
     found = summary(moments)
     assert found["ratio"] == pytest.approx(3) and len(found["moments"]) == 3
+    with pytest.raises(ValueError, match="in sight at none of 1 moments"):
+        summary(moments[-1:])
 
 
 @pytest.mark.sim

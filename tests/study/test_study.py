@@ -57,11 +57,12 @@ def test_the_arms_learn_the_episodes_of_the_chosen_tasks(recipe):
 def test_an_arm_learns_and_plays(name, recipe, tmp_path):
     trained = train_arm(ARMS[name], 0, settings(recipe), CONTRACT, tmp_path)
     reference = train_arm(ARMS["prefix"], 0, settings(recipe), CONTRACT, tmp_path / "reference")
+    assert trained.steps == (4 if ARMS[name].pretrained else 2) and trained.seconds > 0
     assert abs(trained.num_parameters / reference.num_parameters - 1) < 0.1, "a budget of another size"
     pictures = {camera: np.zeros((32, 32, 3), np.uint8) for camera in CAMERAS}
     seen = [Observation(pictures, np.zeros(4, np.float32), "turn the faucet on", TASKS[0], 0, step) for step in (0, 8)]
     for config in ARMS[name].played.values():
-        chunks = trained.predictor(config, batch_size=2)(seen)
+        chunks = trained.predictor(config)(seen)
         assert np.shape(chunks) == (2, 16, 4) and np.isfinite(chunks).all()
 
 
@@ -79,7 +80,8 @@ def write_result(folder, arm, seed, solved, settings):
         title: [{"task": TASKS[0], "seed": trial, "success": trial < solved} for trial in range(4)]
         for title in ARMS[arm].played
     }
-    result = {"arm": arm, "seed": seed, "settings": settings, "parameters": 1000, "training_seconds": 60 + seed}
+    result = {"arm": arm, "seed": seed, "settings": settings, "training_seconds": 60 + seed}
+    result |= {"parameters": 1000, "frozen_parameters": 20, "steps": 7}
     (folder / arm).mkdir(parents=True, exist_ok=True)
     (folder / arm / f"seed_{seed}.json").write_text(json.dumps({**result, "played": played}))
 
@@ -94,17 +96,22 @@ def test_figures_come_from_the_files(tmp_path):
     ]
     assert (rows[-1].overall.successes, rows[-1].overall.trials, rows[-1].training_seconds) == (6, 8, 60.5)
     table, plot = write_figures(tmp_path)
-    assert "| CNN, behaviour cloning | 6/8 = 75% | 41% to 93% | 100%, 50% | 6/8 | 1,000 | 60 |" in table.read_text()
+    line = "| CNN, behaviour cloning | 6/8 = 75% | 41% to 93% | 100%, 50% | 6/8 | 1,000 | 20 | 7 | 60 |"
+    assert line in table.read_text()
     assert Image.open(plot).size[0] > 500
     with pytest.raises(OSError, match="holds no results"):
         read_rows(tmp_path / "cloning")
+    write_result(tmp_path, "flow", 0, 1, {"train_steps": 9})
+    with pytest.raises(ValueError, match="train_steps: there 9, now None"):
+        read_rows(tmp_path)
 
 
 def test_results_of_other_settings_are_not_mixed(recipe, tmp_path):
     mine = settings(recipe, output=str(tmp_path), arms=["cloning"], seeds=[0])
     write_result(tmp_path, "cloning", 0, 1, {**mine.to_dict(), "train_steps": 9})
-    with pytest.raises(ValueError, match="train_steps: there 9, now 2"):
-        run_study(mine)
+    for asked in (mine, settings(recipe, output=str(tmp_path), arms=["flow"], seeds=[1])):
+        with pytest.raises(ValueError, match="train_steps: there 9, now 2"):
+            run_study(asked)
     shutil.rmtree(tmp_path / "cloning")
     write_result(tmp_path, "cloning", 0, 1, mine.to_dict())
     assert run_study(mine) == [tmp_path / "cloning" / "seed_0.json"], "a result that is there is made again"

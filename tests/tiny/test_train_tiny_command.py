@@ -30,9 +30,8 @@ def test_the_whole_recipe_in_small(tmp_path, capsys):
 
 
 def test_the_evaluation_is_that_of_the_settings():
-    words = train_tiny.evaluation(TinySettings("libero", output_dir="out", trials=10), "policy")
-    assert words[0] == "libero" and words[words.index("--tasks") + 1 : words.index("--trials")] == [
-        "libero_object",
-        "libero_spatial",
-    ]
-    assert json.loads(words[words.index("--environment") + 1]) == {"image_size": 96, "fast_rendering": True}
+    words = train_tiny.evaluation(TinySettings("metaworld", output_dir="out", tasks=["reach-v3"], workers=5), "policy")
+    given = dict(zip(words[1::1], words[2::1], strict=False))
+    assert words[0] == "metaworld" and given["--tasks"] == "reach-v3" and given["--trials"] == "20"
+    assert given["--workers"] == "5" and given["--batch_size"] == "2", "the number of simulators changes a number"
+    assert json.loads(given["--environment"]) == {"image_size": 96}

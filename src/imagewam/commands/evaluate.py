@@ -51,7 +51,7 @@ class EvaluateOptions:
     revision: str | None = option("Its revision on the hub.")
     embodiment: str | None = option("Robot of a policy that drives several.")
     benchmark: str | None = option(f"replay: {' or '.join(BENCHMARKS)}.")
-    dataset: str | None = option("replay: folder of a dataset that `imagewam record` or the demo wrote.")
+    dataset: str | None = option("replay: dataset that `imagewam record` or `train-tiny` wrote.")
     shards: list[str] | None = option("merge: folders to join.")
     card: bool = option("Write the finished results into the model card of the checkpoint, which is a folder.", False)
     tasks: list[str] | None = option("Tasks or suites of the benchmark; default: those of its full protocol.")
@@ -173,7 +173,7 @@ def replay(options: EvaluateOptions, benchmark: Benchmark) -> None:
     with EnvWorker(benchmark.factory, python=options.python, **json.loads(options.environment or "{}")) as worker:
         spec = worker.describe()
         check_environment(processor.contract, spec)
-        recorded = read_recorded_episodes(options.dataset, spec.robot_type)
+        recorded = read_recorded_episodes(dataset.root, spec.robot_type)
         check_recording(processor, dataset)
         wanted = [
             (index, episode, success)

@@ -7,6 +7,7 @@ from pathlib import Path
 from .. import ImageWAMConfig, ImageWAMProcessor
 from ..data.lerobot_dataset import LeRobotDataset
 from ..hub.policy_facts import Rows, contract_rows, dimensions, parameter_rows, variant_rows
+from ..shipped import shipped_source
 from .options import parse_options
 
 
@@ -21,8 +22,8 @@ def main(argv: Sequence[str]) -> None:
     """Print the table; nothing is loaded but configuration files."""
     words = ["--path", *argv] if argv and not argv[0].startswith("-") else argv
     (options,) = parse_options((InfoOptions,), words, "info", __doc__)
-    is_dataset = (Path(options.path) / "meta").is_dir()
-    rows = dataset_rows(options.path) if is_dataset else policy_rows(options.path)
+    path = str(shipped_source(options.path))
+    rows = dataset_rows(path) if Path(path, "meta").is_dir() else policy_rows(path)
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")

@@ -16,6 +16,7 @@ import torch
 from .. import ImageWAMForActionPrediction, ImageWAMProcessor
 from ..atomic import atomic_write_text
 from ..evaluation.env_worker import EnvWorker
+from ..evaluation.environment import EnvironmentSpec
 from ..evaluation.policy_predictor import PolicyPredictor
 from ..modeling.weights_hash import weights_hash
 from ..shipped import TINY_METAWORLD
@@ -62,20 +63,27 @@ def attention(options: AttentionOptions) -> None:
     """Measure, write the numbers, and print the means."""
     tiny = TinySettings("metaworld")
     with EnvWorker(tiny.rules.factory, **tiny.environment) as worker:
+        spec = worker.describe()
+        predictors = {checkpoint: _predictor(checkpoint, spec) for checkpoint in options.checkpoints}
         episodes = [
             list(watched_moments(worker, task, seed, options.every, options.step_limit))
             for task in options.tasks
             for seed in options.seeds
         ]
     found, rows = {}, [["policy", "attention on the object", "its part of the picture", "ratio"]]
-    for checkpoint in options.checkpoints:
-        policy = ImageWAMForActionPrediction.from_pretrained(checkpoint, dtype=torch.float32)
-        predictor = PolicyPredictor(policy, ImageWAMProcessor.from_pretrained(checkpoint))
+    for checkpoint, predictor in predictors.items():
         moments = list(chain.from_iterable(object_attention(predictor, episode) for episode in episodes))
         measured = summary(moments)
-        found[checkpoint] = {"weights": weights_hash(policy), **measured}
+        found[checkpoint] = {"weights": weights_hash(predictor.policy), **measured}
         shares = [f"{measured[name]:.1%}" for name in ("attention_share", "area_share")]
         rows.append([checkpoint, *shares, f"{measured['ratio']:.2f}"])
     atomic_write_text(options.output, json.dumps({"made_with": made_with(), "policies": found}, indent=1) + "\n")
     show_table(rows)
     print(f"written: {options.output}")
+
+
+def _predictor(checkpoint: str, spec: EnvironmentSpec) -> PolicyPredictor:
+    policy = ImageWAMForActionPrediction.from_pretrained(checkpoint, dtype=torch.float32)
+    predictor = PolicyPredictor(policy, ImageWAMProcessor.from_pretrained(checkpoint))
+    predictor.check_environment(spec)
+    return predictor

@@ -1,4 +1,4 @@
-"""`imagewam train-tiny metaworld|libero`: the policy that comes with the package, from nothing, and its success rates.
+"""`imagewam train-tiny metaworld`: the policy that comes with the package, from nothing, and its success rates.
 
 Scripted experts play in a simulator; a VAE and a text encoder learn its pictures and sentences; an editing transformer
 with its action expert learns to act; the result plays from start positions that no training saw, and its model card
@@ -9,11 +9,14 @@ import json
 from collections.abc import Sequence
 
 from ..hub.model_card import CARD_FILE
-from ..tiny.origin import read_origin, tell_origin
+from ..settings_file import option_words
+from ..tiny.origin import read_origins, tell_origin
 from ..tiny.recipe import MADE_WITH, make_policy
 from ..tiny.settings import TINY_BENCHMARKS, TinySettings
 from . import evaluate
 from .options import parse_options
+
+BATCH_SIZE = 2  # of the policy's calls: with it, the number of simulators changes no bit of a result
 
 
 def main(argv: Sequence[str]) -> None:
@@ -23,16 +26,9 @@ def main(argv: Sequence[str]) -> None:
     policy = make_policy(settings)
     print("playing in closed loop", flush=True)
     evaluate.main(evaluation(settings, str(policy)))
-    origin = read_origin(settings.folder / MADE_WITH)
-    tell_origin(policy / CARD_FILE, f"imagewam-tiny-{settings.benchmark}", _command(settings), settings.seed, origin)
-
-
-def _command(settings: TinySettings) -> str:
-    """What makes the same policy again."""
-    words = ["imagewam", "train-tiny", settings.benchmark]
-    for name, value in settings.changed().items():
-        words += [f"--{name}", *(value if isinstance(value, list) else [str(value)])]
-    return " ".join(words)
+    command = " ".join(["imagewam", "train-tiny", settings.benchmark, *option_words(settings.changed())])
+    origins = read_origins(settings.folder / MADE_WITH)
+    tell_origin(policy / CARD_FILE, f"imagewam-tiny-{settings.benchmark}", command, settings.seed, origins)
 
 
 def evaluation(settings: TinySettings, checkpoint: str) -> list[str]:
@@ -43,5 +39,6 @@ def evaluation(settings: TinySettings, checkpoint: str) -> list[str]:
         *("--tasks", *settings.tasks, "--trials", str(settings.trials)),
         *("--environment", json.dumps(settings.environment)),
         *("--replan_steps", str(settings.replan_steps), "--workers", str(settings.workers)),
+        *("--batch_size", str(BATCH_SIZE)),
         *("--num_inference_steps", str(settings.num_inference_steps), "--seed", str(settings.seed)),
     ]

@@ -99,8 +99,10 @@ def draw_summary(
     figure: Figure, films: Sequence[ImageRow], futures: Sequence[ImageRow], rates: Mapping[str, Rates]
 ) -> None:
     """The picture of the README: episodes, foreseen frames and success rates on one sheet."""
-    upper, lower = figure.subfigures(2, 1, height_ratios=[1.75 * len(films), 1.6 * len(futures)], hspace=0.03)
+    heights = [1.75 * len(films), max(1.6 * len(futures), 3.2)]
+    upper, lower = figure.subfigures(2, 1, height_ratios=heights, hspace=0.03)
     draw_image_rows(upper, films)
     left, right = lower.subfigures(1, 2, width_ratios=[1.25, 1], wspace=0.03)
-    draw_image_rows(left, futures)
+    if futures:
+        draw_image_rows(left, futures)
     draw_success(right, rates)

@@ -1,16 +1,13 @@
 """What the demo plays; the defaults take some minutes on two CPU cores."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..evaluation.metaworld_tasks import OPPOSITES, TASK_INSTRUCTIONS
 from ..evaluation.rollout import Episode
+from ..settings_file import changed_settings, setting, settings_dict
 from ..shipped import TINY_METAWORLD
-
-
-def setting(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass
@@ -54,9 +51,8 @@ class DemoSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """All settings but the output folder, which changes no number."""
-        return {name: value for name, value in asdict(self).items() if name != "output_dir"}
+        return settings_dict(self, left_out=("output_dir",))
 
     def changed(self) -> dict[str, Any]:
         """The settings that differ from the defaults."""
-        defaults = DemoSettings().to_dict()
-        return {name: value for name, value in self.to_dict().items() if value != defaults[name]}
+        return changed_settings(self.to_dict(), DemoSettings().to_dict())

@@ -15,6 +15,7 @@ from ..configuration_imagewam import ImageWAMConfig
 from ..processing.contract import PolicyContract
 from ..processing_imagewam import ImageWAMProcessor
 from ..references import names_a_repo
+from ..shipped import shipped_source
 
 IDENTITY = {"VISUAL": "IDENTITY", "STATE": "IDENTITY", "ACTION": "IDENTITY"}
 CAMERA_PREFIX = "observation.images."
@@ -42,7 +43,7 @@ def lerobot_files(repo: str, revision: str | None = None, embodiment: str | None
         ValueError: `repo` is a folder, which would mean nothing on another machine.
         OSError: there is no such repo or revision, or it holds no policy.
     """
-    if not names_a_repo(repo):
+    if not names_a_repo(repo) or shipped_source(repo) != repo:
         raise ValueError(
             f"a LeRobot folder points to a repo on the hub, which other machines reach too; {repo} is none: upload it "
             "with `policy.push_to_hub(NAME)` and `processor.push_to_hub(NAME)`, and give that name"

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..atomic import atomic_file, atomic_write_text
 from ..evaluation.intervals import SuccessRate
+from ..settings_file import check_same_settings
 from .arms import ARMS
 
 TABLE_FILE, PLOT_FILE = "results.md", "success_rates.png"
@@ -23,6 +24,8 @@ class Row:
     by_task: dict[str, SuccessRate]
     overall: SuccessRate
     parameters: int
+    frozen_parameters: int
+    steps: int
     training_seconds: float
 
 
@@ -31,10 +34,14 @@ def read_rows(folder: str | Path) -> list[Row]:
 
     Raises:
         OSError: there are none.
+        ValueError: they were made with different settings.
     """
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(folder).glob("*/seed_*.json"))]
-    if not results:
+    files = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(folder).glob("*/seed_*.json"))}
+    if not files:
         raise OSError(f"{folder} holds no results of `imagewam study`")
+    results = list(files.values())
+    for path, result in files.items():
+        check_same_settings(path, result["settings"], results[0]["settings"])
     rows = []
     for arm in ARMS:
         own = [result for result in results if result["arm"] == arm]
@@ -53,9 +60,13 @@ def write_figures(folder: str | Path) -> list[Path]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: a line per row, rates with Wilson's 95 % interval over all episodes, and the seeds' own rates."""
+    """Markdown: a line per row, rates with Wilson's 95 % interval over all episodes, and the seeds' own rates.
+
+    The interval takes episodes for independent, which those of one seed and one start position are not: the seeds'
+    own rates show how far apart trainings lie.
+    """
     tasks = list(rows[0].by_task)
-    head = ["arm", "solved", "95 % interval", "by seed", *tasks, "parameters", "training, s"]
+    head = ["arm", "solved", "95 % interval", "by seed", *tasks, "trained", "frozen", "steps", "training, s"]
     lines = [head, ["---"] * len(head)]
     for row in rows:
         seeds = ", ".join(f"{rate.rate:.0%}" for _, rate in sorted(row.by_seed.items()))
@@ -66,7 +77,7 @@ def table(rows: Sequence[Row]) -> str:
                 f"{row.overall.low:.0%} to {row.overall.high:.0%}",
                 seeds,
                 *(f"{row.by_task[task].successes}/{row.by_task[task].trials}" for task in tasks),
-                f"{row.parameters:,}",
+                *(f"{count:,}" for count in (row.parameters, row.frozen_parameters, row.steps)),
                 f"{row.training_seconds:.0f}",
             ]
         )
@@ -83,7 +94,7 @@ def _row(arm: str, title: str, results: Sequence[Mapping[str, Any]]) -> Row:
         by_seed={seed: SuccessRate.of(episode["success"] for episode in own) for seed, own in episodes.items()},
         by_task={task: SuccessRate.of(e["success"] for e in every if e["task"] == task) for task in tasks},
         overall=SuccessRate.of(episode["success"] for episode in every),
-        parameters=results[0]["parameters"],
+        **{name: results[0][name] for name in ("parameters", "frozen_parameters", "steps")},
         training_seconds=sum(result["training_seconds"] for result in results) / len(results),
     )
 

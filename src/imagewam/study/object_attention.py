@@ -54,8 +54,14 @@ def object_attention(predictor: PolicyPredictor, moments: Sequence[tuple[Observa
 
 
 def summary(moments: Sequence[Moment]) -> dict[str, Any]:
-    """Means over the moments at which the object is in sight, and every moment."""
+    """Means over the moments at which the object is in sight, and every moment.
+
+    Raises:
+        ValueError: it never is.
+    """
     seen = [moment for moment in moments if moment.area_share > 0]
+    if not seen:
+        raise ValueError(f"the object is in sight at none of {len(moments)} moments")
     attention, area = (float(np.mean([getattr(m, name) for m in seen])) for name in ("attention_share", "area_share"))
     return {
         "attention_share": attention,

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ..modeling import flow_matching as flow
 
-TIME_SHIFT = 5.0  # ImageWAM's
+TIME_SHIFT, FLOW_STEPS = 5.0, 10  # ImageWAM's
+FLOW_LAYERS = 4
 
 
 class PlainEncoder(nn.Module):
@@ -73,32 +74,17 @@ class CloningPolicy(PlainPolicy):
 
 
 class FlowPolicy(PlainPolicy):
-    """Flow matching of the chunk, given the encoder's vector: residual layers over noisy actions and their time.
+    """Flow matching of the chunk, given the encoder's vector: residual layers over noisy actions and their time."""
 
-    Args:
-        num_layers: of the denoiser.
-        num_inference_steps: Euler steps.
-    """
-
-    def __init__(
-        self,
-        vocab_size: int,
-        state_dim: int,
-        action_dim: int,
-        horizon: int,
-        width: int,
-        num_layers: int = 4,
-        num_inference_steps: int = 10,
-    ):
+    def __init__(self, vocab_size: int, state_dim: int, action_dim: int, horizon: int, width: int):
         super().__init__(vocab_size, state_dim, action_dim, horizon, width)
-        self.num_inference_steps = num_inference_steps
         self.embed_time = nn.Sequential(
             Timesteps(width, flip_sin_to_cos=True, downscale_freq_shift=0), TimestepEmbedding(width, width)
         )
         self.actions_in = nn.Linear(horizon * action_dim, width)
         self.layers = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
-            for _ in range(num_layers)
+            for _ in range(FLOW_LAYERS)
         )
         self.actions_out = nn.Linear(width, horizon * action_dim)
 
@@ -119,7 +105,7 @@ class FlowPolicy(PlainPolicy):
     @torch.no_grad()
     def predict(self, inputs: dict[str, Tensor], generators: Sequence[torch.Generator]) -> Tensor:
         seen = self.encode(inputs)
-        schedule = flow.euler_schedule(self.num_inference_steps, TIME_SHIFT, device=seen.device)
+        schedule = flow.euler_schedule(FLOW_STEPS, TIME_SHIFT, device=seen.device)
         actions = randn_tensor((len(seen), *self.chunk_shape), generator=list(generators), device=seen.device)
         for t in schedule.timesteps:
             velocity = self.velocity(actions, (t / 1000).expand(len(actions)), seen)

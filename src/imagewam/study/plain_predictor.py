@@ -8,12 +8,14 @@ from ..inference.noise import noise_generator
 from ..processing_imagewam import ImageWAMProcessor
 from .plain_policies import PlainPolicy
 
+SEED = 0  # as `PolicyPredictor` has where it is not told
+
 
 class PlainPredictor:
     """Observations in, action chunks in physical units out; noise as `PolicyPredictor` draws it."""
 
-    def __init__(self, policy: PlainPolicy, processor: ImageWAMProcessor, seed: int = 0):
-        self.policy, self.processor, self.seed = policy.eval(), processor, seed
+    def __init__(self, policy: PlainPolicy, processor: ImageWAMProcessor):
+        self.policy, self.processor = policy.eval(), processor
 
     @torch.inference_mode()
     def __call__(self, observations: list[Observation]) -> np.ndarray:
@@ -24,6 +26,6 @@ class PlainPredictor:
             instruction=[seen.instruction for seen in observations],
             state=state,
             return_tensors="pt",
-        )
-        generators = [noise_generator(self.seed, seen.seed, seen.step) for seen in observations]
-        return self.processor.decode_actions(self.policy.predict(dict(inputs), generators), state=state)
+        ).to(next(self.policy.parameters()).device)
+        generators = [noise_generator(SEED, seen.seed, seen.step) for seen in observations]
+        return self.processor.decode_actions(self.policy.predict(dict(inputs), generators).cpu(), state=state)

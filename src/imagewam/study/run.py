@@ -2,7 +2,6 @@
 
 import json
 import tempfile
-import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,13 +26,15 @@ def run_study(settings: StudySettings) -> list[Path]:
         ValueError: a result that is there was made with other settings.
     """
     files = [(arm, seed, result_file(settings, arm, seed)) for seed in settings.seeds for arm in settings.arms]
+    own, origin = settings.to_dict(), made_with()
+    for path in Path(settings.output).glob("*/seed_*.json"):  # before anything is trained
+        check_same_settings(path, json.loads(path.read_text(encoding="utf-8"))["settings"], own)
     for arm, seed, path in files:
         if path.is_file():
-            check_same_settings(path, json.loads(path.read_text(encoding="utf-8"))["settings"], settings.to_dict())
             continue
         print(f"{arm}, seed {seed}", flush=True)
-        result = run_arm(ARMS[arm], seed, settings)
-        atomic_write_text(path, json.dumps({"arm": arm, "seed": seed, **result}, indent=1) + "\n")
+        result = {"arm": arm, "seed": seed, "settings": own, "made_with": origin, **run_arm(ARMS[arm], seed, settings)}
+        atomic_write_text(path, json.dumps(result, indent=1) + "\n")
     return [path for _, _, path in files]
 
 
@@ -43,20 +44,17 @@ def result_file(settings: StudySettings, arm: str, seed: int) -> Path:
 
 def run_arm(arm: Arm, seed: int, settings: StudySettings) -> dict[str, Any]:
     """Train one arm with one seed and play it in all of its ways."""
-    start = time.monotonic()
     with ExitStack() as stack:
         workers = open_workers(stack, settings.made(), settings.workers)
         contract = contract_of(workers[0].describe(), settings.made().horizon)
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         trained = train_arm(arm, seed, settings, contract, Path(folder))
-        training_seconds = round(time.monotonic() - start)
         played = {title: _play(trained, config, workers, settings) for title, config in arm.played.items()}
     return {
-        "settings": settings.to_dict(),
-        "made_with": made_with(),
         "parameters": trained.num_parameters,
-        "training_seconds": training_seconds,
-        "seconds": round(time.monotonic() - start),
+        "frozen_parameters": trained.num_frozen_parameters,
+        "steps": trained.steps,
+        "training_seconds": round(trained.seconds),
         "played": played,
     }
 
@@ -66,7 +64,7 @@ def _play(
 ) -> list[dict[str, Any]]:
     episodes = [Episode(task, seed) for task in settings.tasks for seed in range(settings.trials)]
     rollouts = run_rollouts(
-        trained.predictor(config, batch_size=len(workers)),
+        trained.predictor(config),
         workers,
         episodes,
         replan_steps=settings.replan_steps,

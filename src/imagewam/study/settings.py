@@ -1,16 +1,15 @@
 """How much of everything the study takes: the options of `imagewam study`."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from ..settings_file import setting, settings_dict
+from ..tiny.recipe import BASE
 from ..tiny.settings import SETTINGS_FILE, TinySettings
 from .arms import ARMS
-
-
-def setting(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass
@@ -54,6 +53,11 @@ class StudySettings:
         settings = TinySettings(**json.loads(path.read_text(encoding="utf-8")), output_dir=self.recipe)
         if unknown := sorted(set(self.tasks) - set(settings.all_tasks)):
             raise ValueError(f"{self.recipe} was not recorded with {', '.join(unknown)}")
+        if self.trials > settings.first_seed:
+            first = settings.first_seed
+            raise ValueError(
+                f"{self.trials} trials reach start positions that were recorded, which begin with {first}"
+            )
         return settings
 
     def episodes(self) -> tuple[list[int], list[int]]:
@@ -67,6 +71,9 @@ class StudySettings:
         return [e for e in train if e in chosen], [e for e in held_out if e in chosen]
 
     def to_dict(self) -> dict[str, Any]:
-        """What the result of an arm depends on."""
-        left_out = ("recipe", "output", "arms", "seeds", "workers")
-        return {name: value for name, value in asdict(self).items() if name not in left_out}
+        """What the result of an arm depends on: own settings, those of the recipe, and what its base has learnt."""
+        own = settings_dict(self, left_out=("recipe", "output", "arms", "seeds", "workers"))
+        base = sha256()
+        for path in sorted(Path(self.recipe, BASE).rglob("*.safetensors")):
+            base.update(path.read_bytes())
+        return {**own, "recipe": self.made().to_dict(), "base": base.hexdigest()[:16]}

@@ -5,7 +5,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -27,26 +27,39 @@ def made_with() -> dict[str, str]:
     }
 
 
-def tell_origin(card: Path, name: str, command: str, seed: int, origin: Mapping[str, str]) -> None:
+def note_origin(path: Path) -> None:
+    """Note what runs now in the file of a run; a run that was resumed with something else has several entries."""
+    noted, now = read_origins(path) if path.exists() else [], made_with()
+    if now not in noted:
+        atomic_write_text(path, json.dumps([*noted, now], indent=2) + "\n")
+
+
+def read_origins(path: Path) -> list[dict[str, str]]:
+    """What `note_origin` noted, the beginning first."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def tell_origin(card: Path, name: str, command: str, seed: int, origins: Sequence[Mapping[str, str]]) -> None:
     """Give a model card the policy's name, and a section on how it was made; doing so twice is doing it once."""
     text = card.read_text(encoding="utf-8")
     text = re.sub(r"^# .*$", f"# {name}", text, count=1, flags=re.MULTILINE)
-    rows = [f"| {key} | {value} |" for key, value in {**origin, "seed": str(seed)}.items()]
+    joined = {key: ", then ".join(dict.fromkeys(origin[key] for origin in origins)) for key in origins[0]}
+    rows = [f"| {key} | {value} |" for key, value in {**joined, "seed": str(seed)}.items()]
     section = "\n".join([HEADING, "", "```bash", command, "```", "", "| | |", "|---|---|", *rows])
     before, _, _ = text.partition(HEADING)
     atomic_write_text(card, f"{before.rstrip()}\n\n{section}\n")
 
 
-def read_origin(path: Path) -> dict[str, str]:
-    """What `made_with` said when the policy was begun."""
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def _commit() -> str:
-    git = ["git", "-C", str(Path(__file__).parent)]
+    package = Path(__file__).resolve().parents[1]
     try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "."], capture_output=True, text=True, check=True)
+        _git(package, "ls-files", "--error-unmatch", __file__)  # else it is installed inside of somebody's repository
+        head = _git(package, "rev-parse", "HEAD")
+        return f"{head} and changes" if _git(package, "status", "--porcelain", ".") else head
     except (OSError, subprocess.CalledProcessError):
         return "none"
-    return f"{head} and changes" if changed.stdout.strip() else head
+
+
+def _git(folder: Path, *words: str) -> str:
+    done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True)
+    return done.stdout.strip()

@@ -87,10 +87,15 @@ def train_policy(
     policy = new_policy(pipeline, contract, settings.num_inference_steps)
     args = training_arguments(output_dir, settings)
     trainer = tiny_trainer(policy, contract, train, held_out, args, dataset_folder.parent / CACHE)
-    trainer.train(resume_from_checkpoint=checkpoint_to_resume(output_dir))
-    if trainer.stopped_at is not None:
-        raise SystemExit(f"stopped by SIGTERM at step {trainer.stopped_at}: the same command goes on from there")
+    train_to_the_end(trainer, checkpoint_to_resume(output_dir))
     return trainer
+
+
+def train_to_the_end(trainer: ImageWAMTrainer, resume_from: str | None = None) -> None:
+    """Train; SystemExit, which says at which step, where a SIGTERM ended it before."""
+    trainer.train(resume_from_checkpoint=resume_from)
+    if trainer.stopped_at is not None:
+        raise SystemExit(f"stopped by SIGTERM at step {trainer.stopped_at}")
 
 
 def tiny_trainer(

@@ -1,7 +1,7 @@
 """The recipe of the tiny policy up to its closed-loop evaluation. Each stage appears whole, and is done once.
 
 <output_dir>/settings.json   what is made
-             made_with.json  by which version, where
+             made_with.json  by which versions, on which machines
              dataset/        expert episodes, LeRobot v3.0
              base/           the editing pipeline, its VAE and text encoder trained
              training/       the trainer's checkpoints and logs
@@ -24,7 +24,7 @@ from ..evaluation.metaworld_tasks import TASK_INSTRUCTIONS
 from ..processing.contract import PolicyContract
 from .base import fitted_tiny_pipeline
 from .half_precision import store_in_float16
-from .origin import made_with
+from .origin import note_origin
 from .policy import SIZES, contract_of, train_policy
 from .settings import TinySettings
 
@@ -42,8 +42,7 @@ def make_policy(settings: TinySettings) -> Path:
         ValueError: the folder holds a run with other settings.
     """
     settings.claim_folder()
-    if not (settings.folder / MADE_WITH).exists():
-        atomic_write_text(settings.folder / MADE_WITH, json.dumps(made_with(), indent=2) + "\n")
+    note_origin(settings.folder / MADE_WITH)
     stages: tuple[tuple[str, Callable[[TinySettings], None], str], ...] = (
         (DATASET, record, "recording expert episodes"),
         (BASE, fit_base, "fitting VAE and text encoder"),

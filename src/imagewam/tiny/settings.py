@@ -1,12 +1,12 @@
 """How much of everything the tiny policy is made of: the options of `imagewam train-tiny`."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ..evaluation.benchmarks import BENCHMARKS, Benchmark
-from ..settings_file import claim_folder
+from ..settings_file import changed_settings, claim_folder, setting, settings_dict
 
 SETTINGS_FILE = "settings.json"
 
@@ -16,7 +16,7 @@ class TinyBenchmark:
     """What the recipe does with a benchmark where it is not told otherwise.
 
     Attributes:
-        tasks: to be learnt, or suites of them.
+        tasks: to be learnt.
         environment: settings in which they are recorded and played.
         first_seed: start positions count up from here in the recording; evaluations take those from 0 on.
         more_episodes: tasks that are harder to learn, and how many times as many episodes they get to train on.
@@ -27,6 +27,8 @@ class TinyBenchmark:
     environment: Mapping[str, Any]
     first_seed: int
     replan_steps: int
+    episodes_per_task: int
+    trials: int
     more_episodes: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -50,32 +52,26 @@ TINY_BENCHMARKS = {
         environment={"image_size": 96},
         first_seed=1000,
         replan_steps=8,
+        episodes_per_task=40,
+        trials=20,
         # Its goal is a few pixels somewhere in space, and its episodes are short.
         more_episodes={"reach-v3": 4},
     ),
-    "libero": TinyBenchmark(
-        tasks=("libero_object", "libero_spatial"),
-        environment={"image_size": 96, "fast_rendering": True},
-        first_seed=10,
-        replan_steps=8,
-    ),
 }
-
-
-def setting(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass
 class TinySettings:
     """Options of `imagewam train-tiny`."""
 
-    benchmark: Literal["metaworld", "libero"] = field(metadata={"help": "Whose tasks it learns."})
+    benchmark: Literal["metaworld"] = field(metadata={"help": "Whose tasks it learns."})
     output_dir: str | None = setting(
         None, "Folder for everything, runs/tiny-BENCHMARK by default; what was stopped goes on there."
     )
-    tasks: list[str] | None = setting(None, "Tasks, or suites of LIBERO; default: those of the shipped policy.")
-    episodes_per_task: int = setting(40, "Expert episodes to train on, per task; reach-v3 gets four times as many.")
+    tasks: list[str] | None = setting(None, "Tasks; default: those of the shipped policy.")
+    episodes_per_task: int | None = setting(
+        None, "Expert episodes to train on, per task (40); reach-v3 gets four times as many."
+    )
     held_out_per_task: int = setting(2, "Further expert episodes for validation, per task.")
     horizon: int = setting(16, "Actions per chunk, and steps to the imagined frame.")
     text_steps: int = setting(300, "Steps in which the text encoder learns to continue the instructions.")
@@ -83,7 +79,9 @@ class TinySettings:
     train_steps: int = setting(4500, "Training steps of the policy.")
     batch_size: int = setting(32, "Samples per training step.")
     learning_rate: float = setting(1e-3, "Peak learning rate of the policy.")
-    trials: int = setting(20, "Closed-loop episodes per task, from start positions that no training saw.")
+    trials: int | None = setting(
+        None, "Closed-loop episodes per task, from start positions that no training saw (20)."
+    )
     replan_steps: int | None = setting(None, "Actions executed before the policy looks again.")
     num_inference_steps: int = setting(10, "Euler steps per action chunk.")
     workers: int = setting(2, "Simulator processes.")
@@ -92,9 +90,21 @@ class TinySettings:
     def __post_init__(self):
         self.output_dir = self.output_dir or f"runs/tiny-{self.benchmark}"
         self.tasks = list(self.tasks or self._defaults.tasks)
-        self.replan_steps = self.replan_steps or self._defaults.replan_steps
+        for name in ("episodes_per_task", "trials", "replan_steps"):
+            if getattr(self, name) is None:
+                setattr(self, name, getattr(self._defaults, name))
+        for name in ("episodes_per_task", "held_out_per_task", "trials", "replan_steps", "workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.replan_steps > self.horizon:
             raise ValueError(f"replan_steps {self.replan_steps} is more than a chunk of {self.horizon} actions holds")
+        self.rules.episodes(self.tasks, trials=1)  # raises where there is no such task
+        if self.rules.first_seed + self.trials > self.first_seed:
+            raise ValueError(
+                f"{self.trials} trials play the start positions {self.rules.first_seed} to "
+                f"{self.rules.first_seed + self.trials - 1}, but training episodes are recorded from "
+                f"{self.first_seed} on"
+            )
 
     @property
     def folder(self) -> Path:
@@ -121,7 +131,7 @@ class TinySettings:
 
     @property
     def all_tasks(self) -> list[str]:
-        """Suites spelt out, in the benchmark's order."""
+        """As `tasks`, each once, in the benchmark's order."""
         return list(dict.fromkeys(episode.task for episode in self.rules.episodes(self.tasks, trials=1)))
 
     @property
@@ -142,12 +152,11 @@ class TinySettings:
 
     def to_dict(self) -> dict[str, Any]:
         """All settings but the output folder and the number of simulators, which change no number."""
-        return {name: value for name, value in asdict(self).items() if name not in ("output_dir", "workers")}
+        return settings_dict(self, left_out=("output_dir", "workers"))
 
     def changed(self) -> dict[str, Any]:
         """The settings that differ from the benchmark's defaults."""
-        defaults = TinySettings(self.benchmark).to_dict()
-        return {name: value for name, value in self.to_dict().items() if value != defaults[name]}
+        return changed_settings(self.to_dict(), TinySettings(self.benchmark).to_dict())
 
     def claim_folder(self) -> None:
         """Note the settings in the output folder; ValueError if another run was begun there."""

@@ -7,6 +7,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
+_BATCH_SIZE, _LEARNING_RATE = 16, 2e-3
 _IGNORED = -100  # transformers' label of tokens without a loss
 
 
@@ -16,8 +17,6 @@ def fit_text_encoder(
     texts: Sequence[str],
     *,
     steps: int,
-    batch_size: int = 16,
-    learning_rate: float = 2e-3,
     seed: int = 0,
 ) -> float:
     """Train `text_encoder` in place to continue `texts` in the tokenizer's chat format.
@@ -30,12 +29,12 @@ def fit_text_encoder(
     """
     tokens = _tokens(tokenizer, texts)
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(text_encoder.parameters(), lr=learning_rate)
+    optimizer = torch.optim.AdamW(text_encoder.parameters(), lr=_LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     text_encoder.requires_grad_(True).train()
     losses = []
     for _ in tqdm(range(steps), desc="fitting the text encoder", unit="step"):
-        chosen = torch.randint(len(texts), (batch_size,), generator=generator)
+        chosen = torch.randint(len(texts), (_BATCH_SIZE,), generator=generator)
         batch = {name: values[chosen] for name, values in tokens.items()}
         labels = batch["input_ids"].masked_fill(~batch["attention_mask"].bool(), _IGNORED)
         loss = text_encoder(**batch, labels=labels, use_cache=False).loss
