@@ -14,6 +14,10 @@ from .. import __version__
 from ..atomic import atomic_write_text
 
 HEADING = "## How it was made"
+NO_BASE = (
+    "There is no base model: this command trained all of its weights, on episodes of Meta-World's scripted experts. "
+    "They are under this package's licence, Apache-2.0."
+)
 
 
 def made_with() -> dict[str, str]:
@@ -45,7 +49,7 @@ def tell_origin(card: Path, name: str, command: str, seed: int, origins: Sequenc
     text = re.sub(r"^# .*$", f"# {name}", text, count=1, flags=re.MULTILINE)
     joined = {key: ", then ".join(dict.fromkeys(origin[key] for origin in origins)) for key in origins[0]}
     rows = [f"| {key} | {value} |" for key, value in {**joined, "seed": str(seed)}.items()]
-    section = "\n".join([HEADING, "", "```bash", command, "```", "", "| | |", "|---|---|", *rows])
+    section = "\n".join([HEADING, "", NO_BASE, "", "```bash", command, "```", "", "| | |", "|---|---|", *rows])
     before, _, _ = text.partition(HEADING)
     atomic_write_text(card, f"{before.rstrip()}\n\n{section}\n")
 

@@ -42,7 +42,8 @@ def make_policy(settings: TinySettings) -> Path:
         ValueError: the folder holds a run with other settings.
     """
     settings.claim_folder()
-    note_origin(settings.folder / MADE_WITH)
+    if not (settings.folder / POLICY).exists():
+        note_origin(settings.folder / MADE_WITH)
     stages: tuple[tuple[str, Callable[[TinySettings], None], str], ...] = (
         (DATASET, record, "recording expert episodes"),
         (BASE, fit_base, "fitting VAE and text encoder"),
