@@ -231,7 +231,7 @@ def test_a_file_that_is_no_picture(open_page, tmp_path):
 def test_a_picture_of_ones_own(open_page, tmp_path):
     page = open_page()
     own = tmp_path / "own.png"
-    Image.fromarray(np.full((90, 120, 3), (20, 120, 60), np.uint8)).save(own)
+    Image.fromarray(np.full((96, 96, 3), (20, 120, 60), np.uint8)).save(own)
     page.click("#camera-0 button[title='Remove Image']")
     page.set_input_files("#camera-0 input[type=file]", own)
     page.wait_for_selector("#camera-0 img")
@@ -239,6 +239,17 @@ def test_a_picture_of_ones_own(open_page, tmp_path):
     show_tab(page, "Actions")
     page.wait_for_selector("#chart svg")
     assert "recorded" not in page.get_attribute("#chart figure", "aria-label"), "nothing recorded belongs to it"
+
+
+def test_a_picture_of_another_size_than_the_cameras(open_page, tmp_path):
+    page = open_page()
+    own = tmp_path / "own.png"
+    Image.fromarray(np.full((90, 120, 3), (20, 120, 60), np.uint8)).save(own)
+    page.click("#camera-0 button[title='Remove Image']")
+    page.set_input_files("#camera-0 input[type=file]", own)
+    page.wait_for_selector("#camera-0 img")
+    page.click("#predict")
+    assert "Camera corner2 delivers pictures of 96 x 96 pixels (width x height), this one has 120 x 90" in said(page)
 
 
 def test_a_missing_instruction(open_page):
