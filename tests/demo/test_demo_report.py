@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from imagewam import ImageWAMForActionPrediction, ImageWAMProcessor
 from imagewam.data.action_chunks import ActionChunkDataset
 from imagewam.data.lerobot_dataset import LeRobotDataset
 from imagewam.demo.closed_loop import Condition, attention_views, foreseen_views
@@ -11,17 +10,16 @@ from imagewam.demo.report import write_report
 from imagewam.demo.settings import DemoSettings
 from imagewam.demo.told import Told
 from imagewam.evaluation.environment import Observation
-from imagewam.evaluation.policy_predictor import PolicyPredictor
 from imagewam.evaluation.rollout import Episode, EpisodeRecord, Rollouts, Trace
-from imagewam.shipped import METAWORLD_EPISODES, TINY_METAWORLD
+from imagewam.shipped import METAWORLD_EPISODES
+from shipped_policy import shipped_predictor
 
 ON, OFF = "turn the faucet on", "turn the faucet off"
 
 
 @pytest.fixture(scope="module")
 def predictor():
-    policy = ImageWAMForActionPrediction.from_pretrained(TINY_METAWORLD)
-    return PolicyPredictor(policy, ImageWAMProcessor.from_pretrained(TINY_METAWORLD), num_inference_steps=2)
+    return shipped_predictor()
 
 
 @pytest.fixture(scope="module")

@@ -2,19 +2,17 @@ import numpy as np
 import pytest
 import torch
 
-from imagewam import ImageWAMForActionPrediction, ImageWAMProcessor
 from imagewam.data import ActionChunkDataset, LeRobotDataset
 from imagewam.evaluation.env_worker import EnvWorker
 from imagewam.evaluation.environment import Observation
-from imagewam.evaluation.policy_predictor import PolicyPredictor
-from imagewam.shipped import METAWORLD_EPISODES, TINY_METAWORLD
+from imagewam.shipped import METAWORLD_EPISODES
 from imagewam.study.object_attention import Moment, _coverage, object_attention, summary, watched_moments
+from shipped_policy import shipped_predictor
 
 
 @pytest.fixture(scope="module")
 def predictor():
-    policy = ImageWAMForActionPrediction.from_pretrained(TINY_METAWORLD)
-    return PolicyPredictor(policy, ImageWAMProcessor.from_pretrained(TINY_METAWORLD), num_inference_steps=2)
+    return shipped_predictor()
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Policies without an editing model, of the same budget: what ImageWAM has to be compared with."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -39,7 +40,7 @@ class PlainEncoder(nn.Module):
         return self.joined(self.place(self.picture(pixel_values)) + words + self.state(state))
 
 
-class PlainPolicy(nn.Module):
+class PlainPolicy(nn.Module, ABC):
     """Base of both: an encoder, the size of a chunk, and what `Trainer` expects of a model."""
 
     def __init__(self, vocab_size: int, state_dim: int, action_dim: int, horizon: int, width: int):
@@ -51,9 +52,9 @@ class PlainPolicy(nn.Module):
         names = ("pixel_values", "input_ids", "attention_mask", "state")
         return self.encoder(**{name: inputs[name] for name in names})
 
+    @abstractmethod
     def predict(self, inputs: dict[str, Tensor], generators: Sequence[torch.Generator]) -> Tensor:
         """Normalised chunks `[B, H, action_dim]`."""
-        raise NotImplementedError
 
 
 class CloningPolicy(PlainPolicy):

@@ -17,15 +17,14 @@ class PlainPredictor:
     def __init__(self, policy: PlainPolicy, processor: ImageWAMProcessor):
         self.policy, self.processor = policy.eval(), processor
 
-    @torch.inference_mode()
     def __call__(self, observations: list[Observation]) -> np.ndarray:
-        """Action chunks [B, horizon, action_dim]."""
-        state = np.stack([seen.state for seen in observations])
+        """Action chunks [B, horizon, action_dim]; one by one, so that nothing depends on who shares the batch."""
+        return np.concatenate([self._chunk(seen) for seen in observations])
+
+    @torch.inference_mode()
+    def _chunk(self, seen: Observation) -> np.ndarray:
         inputs = self.processor(
-            images=[seen.images for seen in observations],
-            instruction=[seen.instruction for seen in observations],
-            state=state,
-            return_tensors="pt",
+            images=[seen.images], instruction=[seen.instruction], state=seen.state[None], return_tensors="pt"
         ).to(next(self.policy.parameters()).device)
-        generators = [noise_generator(SEED, seen.seed, seen.step) for seen in observations]
-        return self.processor.decode_actions(self.policy.predict(dict(inputs), generators).cpu(), state=state)
+        actions = self.policy.predict(dict(inputs), [noise_generator(SEED, seen.seed, seen.step)])
+        return self.processor.decode_actions(actions.cpu(), state=seen.state[None])

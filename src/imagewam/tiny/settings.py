@@ -131,7 +131,7 @@ class TinySettings:
 
     @property
     def all_tasks(self) -> list[str]:
-        """As `tasks`, each once, in the benchmark's order."""
+        """As `tasks`, each once."""
         return list(dict.fromkeys(episode.task for episode in self.rules.episodes(self.tasks, trials=1)))
 
     @property
