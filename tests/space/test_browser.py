@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imagewam.shipped import TINY_METAWORLD, shipped_source
+
 pytestmark = pytest.mark.browser
 pytest.importorskip("gradio", reason="the page is made with Gradio: pip install 'imagewam[space]'")
 sync_api = pytest.importorskip("playwright.sync_api", reason="drives a browser: pip install 'imagewam[browser]'")
@@ -217,12 +219,17 @@ def said(page):
     return page.inner_text(".toast-body, [data-testid=toast-body]")
 
 
+def upload(page, path):
+    """Put a file in place of the first camera's picture."""
+    page.click("#camera-0 button[title='Remove Image']")
+    page.set_input_files("#camera-0 input[type=file]", path)
+
+
 def test_a_file_that_is_no_picture(open_page, tmp_path):
     page = open_page()
     wrong = tmp_path / "wrong.png"
     wrong.write_bytes(b"no picture at all")
-    page.click("#camera-0 button[title='Remove Image']")
-    page.set_input_files("#camera-0 input[type=file]", wrong)
+    upload(page, wrong)
     page.wait_for_timeout(1000)
     page.click("#predict")
     assert "The file for camera corner2 is no picture that can be read" in said(page)
@@ -231,9 +238,8 @@ def test_a_file_that_is_no_picture(open_page, tmp_path):
 def test_a_picture_of_ones_own(open_page, tmp_path):
     page = open_page()
     own = tmp_path / "own.png"
-    Image.fromarray(np.full((96, 96, 3), (20, 120, 60), np.uint8)).save(own)
-    page.click("#camera-0 button[title='Remove Image']")
-    page.set_input_files("#camera-0 input[type=file]", own)
+    Image.fromarray(np.full((90, 120, 3), (20, 120, 60), np.uint8)).save(own)
+    upload(page, own)
     page.wait_for_selector("#camera-0 img")
     predict(page)
     show_tab(page, "Actions")
@@ -241,15 +247,23 @@ def test_a_picture_of_ones_own(open_page, tmp_path):
     assert "recorded" not in page.get_attribute("#chart figure", "aria-label"), "nothing recorded belongs to it"
 
 
-def test_a_picture_of_another_size_than_the_cameras(open_page, tmp_path):
+def test_an_example(open_page):
     page = open_page()
-    own = tmp_path / "own.png"
-    Image.fromarray(np.full((90, 120, 3), (20, 120, 60), np.uint8)).save(own)
-    page.click("#camera-0 button[title='Remove Image']")
-    page.set_input_files("#camera-0 input[type=file]", own)
-    page.wait_for_selector("#camera-0 img")
-    page.click("#predict")
-    assert "Camera corner2 delivers pictures of 96 x 96 pixels (width x height), this one has 120 x 90" in said(page)
+    page.get_by_text("slide the window shut", exact=True).click()
+    page.wait_for_function("document.querySelector('#instruction textarea').value === 'slide the window shut'")
+    page.wait_for_selector("#overlay img")
+    assert page.input_value("#dataset textarea, #dataset input") == "metaworld-episodes"
+
+
+def test_compare_two_checkpoints(open_page, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(shipped_source(TINY_METAWORLD), other)
+    page = open_page()
+    show_tab(page, "Compare")
+    page.get_by_label("Checkpoint B").fill(str(other))
+    page.click("#compare")
+    page.wait_for_selector("#overlay-b img")
+    assert str(other) in page.inner_text("#compared-numbers")
 
 
 def test_a_missing_instruction(open_page):

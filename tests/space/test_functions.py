@@ -10,6 +10,7 @@ from PIL import Image
 from drawn_robot import INSTRUCTION, LENGTH, save_untrained_policy, write_drawn_episode
 from imagewam.pipelines.attention_choice import AttentionChoice
 from imagewam.pipelines.picture_metrics import psnr, ssim
+from imagewam.processing.camera_layout import CameraSpec
 from imagewam.shipped import METAWORLD_EPISODES, TINY_METAWORLD
 from imagewam.space import charts
 from imagewam.space.episodes import EpisodeStore, Moment
@@ -20,6 +21,7 @@ from imagewam.space.session import Given, Session, overlays
 from tiny_policy import tiny_policy
 
 STATE = [0.0, 0.0, 1.0]
+WRIST = CameraSpec("wrist", 16, 16)
 
 
 @pytest.fixture(scope="module")
@@ -162,12 +164,21 @@ def test_files_that_are_no_pictures(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(b"none")
     with pytest.raises(ValueError, match="file for camera wrist is no picture"):
-        read_picture(str(path), "wrist")
+        read_picture(str(path), WRIST)
     Image.new("L", (5000, 4000)).save(path)
     with pytest.raises(ValueError, match="5000 x 4000 pixels: expected at most 16 million"):
-        read_picture(str(path), "wrist")
+        read_picture(str(path), WRIST)
     Image.new("RGBA", (6, 4)).save(path)
-    assert read_picture(str(path), "wrist").shape == (4, 6, 3)
+    assert read_picture(str(path), WRIST).shape == (4, 6, 3)
+
+
+def test_a_webcams_picture_is_cut_and_resized_to_what_the_camera_delivers(tmp_path):
+    columns = np.repeat(np.linspace(0, 255, 160, dtype=np.uint8)[None, :, None], 90, axis=0).repeat(3, axis=2)
+    Image.fromarray(columns).save(tmp_path / "a.png")
+    found = read_picture(str(tmp_path / "a.png"), CameraSpec("wrist", 16, 16, source_size=(30, 30)))
+    assert found.shape == (30, 30, 3)
+    middle = columns[0, 35:125, 0].reshape(30, 3).mean(axis=1)  # its 90 middle columns of 160
+    np.testing.assert_allclose(found[:, :, 0].mean(axis=0), middle, atol=4)
 
 
 def test_a_default_state_lies_in_the_middle(loaded):

@@ -78,6 +78,10 @@ class EpisodeStore:
         """Episodes in a dataset."""
         return len(read_metadata(check_source(dataset, "dataset")).episodes)
 
+    def instructions(self, dataset: str) -> dict[int, str]:
+        """What each episode was told, the first of its texts, by number."""
+        return {number: texts[0] for number, texts in read_metadata(dataset).episode_tasks.items()}
+
 
 def future_frames(sample: Mapping[str, Any]) -> list[dict[str, np.ndarray]]:
     """The frames that the policy should have foreseen, by camera; the last is the furthest ahead."""

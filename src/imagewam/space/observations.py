@@ -6,13 +6,17 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ..processing.camera_layout import CameraSpec
 from ..processing.contract import PolicyContract
 
 MAX_PIXELS, MAX_WORDS = 16_000_000, 1000
 
 
-def read_picture(path: str, camera: str) -> np.ndarray:
-    """An uploaded file as uint8 [H, W, 3], the way up that its camera says.
+def read_picture(path: str, camera: CameraSpec) -> np.ndarray:
+    """An uploaded file as uint8 [H, W, 3], the way up that it says itself.
+
+    Where the camera delivers one size, which no webcam has by chance, the picture is cut to those proportions around
+    its middle and resized.
 
     Raises:
         ValueError: it is no picture, or a very large one, whose pixels are not read.
@@ -21,12 +25,15 @@ def read_picture(path: str, camera: str) -> np.ndarray:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(
-                    f"The picture of camera {camera} has {image.width} x {image.height} pixels: expected at most "
+                    f"The picture of camera {camera.name} has {image.width} x {image.height} pixels: expected at most "
                     f"{MAX_PIXELS // 1_000_000} million."
                 )
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            picture = ImageOps.exif_transpose(image).convert("RGB")
+            if camera.source_size is not None:
+                picture = ImageOps.fit(picture, camera.source_size[::-1], Image.Resampling.BICUBIC)
+            return np.asarray(picture)
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"The file for camera {camera} is no picture that can be read.") from error
+        raise ValueError(f"The file for camera {camera.name} is no picture that can be read.") from error
 
 
 def checked_observation(
@@ -47,14 +54,6 @@ def checked_observation(
             f"The policy needs a picture from {'its camera' if count == 1 else f'each of its {count} cameras'}: "
             f"{', '.join(missing)} {'has' if len(missing) == 1 else 'have'} none."
         )
-    for camera in contract.cameras:
-        found = images[camera.name].shape[:2]
-        if camera.source_size is not None and found != camera.source_size:
-            height, width = camera.source_size
-            raise ValueError(
-                f"Camera {camera.name} delivers pictures of {width} x {height} pixels (width x height), this one has "
-                f"{found[1]} x {found[0]}."
-            )
     if not (instruction or "").strip():
         raise ValueError("The policy needs an instruction: what is the robot to do?")
     if len(instruction) > MAX_WORDS:

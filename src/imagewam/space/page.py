@@ -19,6 +19,9 @@ from .style import INTRODUCTION, TITLE
 SESSION_SECONDS, FILE_SECONDS = 3600, (300, 3600)
 
 
+MOST_EXAMPLES = 20
+
+
 class Page:
     """One page for all users; what belongs to one of them lies in `gr.State`.
 
@@ -77,6 +80,7 @@ class Page:
                     self.default_dataset, label="Dataset", info="LeRobot folder or repository.", elem_id="dataset"
                 )
                 self.episode_field = gr.Number(0, label="Episode", precision=0, minimum=0, min_width=80, scale=0)
+            self.examples = self._examples()
             self.open_button = gr.Button("Open episode", size="sm", elem_id="open")
             self.frame = gr.Slider(0, 1, 0, step=1, label="Frame", elem_id="frame", interactive=True)
             self.follow = gr.Checkbox(True, label="Predict when the frame moves", elem_id="follow")
@@ -185,6 +189,20 @@ class Page:
             self.future_a = gallery("A: foreseen", "future-a")
             self.future_b = gallery("B: foreseen", "future-b")
 
+    def _examples(self) -> gr.Examples | None:
+        """Episodes of the dataset that the page opens with, by what they were told."""
+        if not self.default_dataset:
+            return None
+        told = self.handlers.episodes.instructions(self.default_dataset)
+        return gr.Examples(
+            [[self.default_dataset, number] for number in told],
+            [self.dataset_field, self.episode_field],
+            example_labels=list(told.values()),
+            examples_per_page=MOST_EXAMPLES,
+            elem_id="examples",
+            api_name=False,
+        )
+
     # Wiring
 
     @property
@@ -227,13 +245,14 @@ class Page:
         self.load_button.click(
             self.handlers.load, [self.policy_field, self.robot_field], self._of_policy, api_name="load"
         )
-        opened = self.open_button.click(
-            self.handlers.open_episode,
-            [self.policy, self.dataset_field, self.episode_field],
-            self._of_episode,
-            api_name="open",
-        )
-        following(opened)
+        opening = {
+            "fn": self.handlers.open_episode,
+            "inputs": [self.policy, self.dataset_field, self.episode_field],
+            "outputs": self._of_episode,
+        }
+        following(self.open_button.click(**opening, api_name="open"))
+        if self.examples is not None:
+            following(self.examples.load_input_event.success(**opening, api_name=False))
         shown = {
             "fn": self.handlers.show,
             "inputs": [self.policy, self.dataset_field, self.episode_field, self.frame],

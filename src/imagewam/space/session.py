@@ -63,7 +63,7 @@ class Session:
         if given.moment is None:
             sample = None
             images = {
-                camera.name: read_picture(path, camera.name) if (path := given.files.get(camera.name)) else None
+                camera.name: read_picture(path, camera) if (path := given.files.get(camera.name)) else None
                 for camera in contract.cameras
             }
         else:
