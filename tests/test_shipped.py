@@ -78,6 +78,7 @@ def test_the_card_tells_where_it_comes_from_and_what_it_can():
         *TINY_BENCHMARKS["metaworld"].tasks,
     ):
         assert words in card.text, words
+    assert card.data.license == "apache-2.0" and "its licence is not" not in card.text
     (results,) = [json.loads(path.read_text()) for path in (FOLDER / "evaluations").glob("*.json")]
     assert results["overall"]["trials"] >= 20 * len(TINY_BENCHMARKS["metaworld"].tasks)
 

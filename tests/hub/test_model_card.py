@@ -219,6 +219,11 @@ def test_a_card_without_our_sections_gets_them(checkpoint):
     text = read(checkpoint)
     assert text.index("A policy.") < text.index("## Use") < text.index("## Limits")
     assert "The base model is not recorded" in text and metadata_load(checkpoint / "README.md")["pipeline_tag"]
+    card = ModelCard.load(checkpoint / "README.md")
+    card.data.license = "mit"
+    card.save(checkpoint / "README.md")
+    write_model_card(checkpoint)
+    assert "`mit`, as the metadata of this card say. No base model is recorded." in read(checkpoint)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 import subprocess
 
+import yaml
+
 from imagewam.tiny import origin
 
 
@@ -21,9 +23,11 @@ def test_a_run_that_went_on_elsewhere_tells_both(tmp_path, monkeypatch):
     monkeypatch.setattr(origin, "_commit", lambda: "later")
     origin.note_origin(path)
     card = tmp_path / "README.md"
-    card.write_text("---\nlicense: mit\n---\n\n# ImageWAM on flux2-klein\n\nText.\n")
+    card.write_text("---\ntags:\n- robotics\n---\n\n# ImageWAM on flux2-klein\n\nText.\n")
     for _ in range(2):
         origin.tell_origin(card, "imagewam-tiny", "imagewam train-tiny metaworld", 3, origin.read_origins(path))
     text = card.read_text()
-    assert text.startswith("---\nlicense: mit\n---\n\n# imagewam-tiny\n\nText.\n\n## How it was made\n")
+    metadata, body = text.removeprefix("---\n").split("---\n", 1)
+    assert yaml.safe_load(metadata) == {"tags": ["robotics"], "license": "apache-2.0"}
+    assert body.strip().startswith("# imagewam-tiny\n\nText.\n\n## How it was made\n")
     assert ", then later |" in text and "| seed | 3 |" in text and text.count(origin.HEADING) == 1

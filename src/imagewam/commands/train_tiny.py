@@ -24,11 +24,11 @@ def main(argv: Sequence[str]) -> None:
     words = ["--benchmark", *argv] if argv and argv[0] in TINY_BENCHMARKS else list(argv)
     (settings,) = parse_options((TinySettings,), words, "train-tiny", __doc__)
     policy = make_policy(settings)
-    print("playing in closed loop", flush=True)
-    evaluate.main(evaluation(settings, str(policy)))
     command = " ".join(["imagewam", "train-tiny", settings.benchmark, *option_words(settings.changed())])
     origins = read_origins(settings.folder / MADE_WITH)
     tell_origin(policy / CARD_FILE, f"imagewam-tiny-{settings.benchmark}", command, settings.seed, origins)
+    print("playing in closed loop", flush=True)
+    evaluate.main(evaluation(settings, str(policy)))  # which renews the card
 
 
 def evaluation(settings: TinySettings, checkpoint: str) -> list[str]:

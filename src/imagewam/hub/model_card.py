@@ -151,7 +151,7 @@ def _write(folder: Path, weights: _Weights, config: ImageWAMConfig | None, train
         evaluations=[_told(evaluation) for evaluation in evaluations],
         stale=len(kept) - len(evaluations),
         limits=_limits(config),
-        licence=_licence(list(bases)),
+        licence=_licence(list(bases), data.get("license")),
     )
     card = fresh
     if old is not None:
@@ -229,7 +229,10 @@ def _limits(config: ImageWAMConfig) -> list[str]:
     return ["Its editing network has no context without a target: actions see the keys of the noisy canvas only."]
 
 
-def _licence(bases: list[str]) -> str:
+def _licence(bases: list[str], told: str | None) -> str:
+    """What the base models' licences mean, or which one the card's own metadata name."""
+    if not bases and told:
+        return f"`{told}`, as the metadata of this card say. No base model is recorded."
     if not bases:
         return "The base model is not recorded, and so its licence is not: look it up before you share these weights."
     lines = []

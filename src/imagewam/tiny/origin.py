@@ -9,15 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from huggingface_hub import ModelCard
 
 from .. import __version__
 from ..atomic import atomic_write_text
 
 HEADING = "## How it was made"
-NO_BASE = (
-    "There is no base model: this command trained all of its weights, on episodes of Meta-World's scripted experts. "
-    "They are under this package's licence, Apache-2.0."
-)
+LICENSE = "apache-2.0"  # the package's
+NO_BASE = "There is no base model: this command trained all weights, on episodes of a simulator's scripted experts."
 
 
 def made_with() -> dict[str, str]:
@@ -43,15 +42,17 @@ def read_origins(path: Path) -> list[dict[str, str]]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def tell_origin(card: Path, name: str, command: str, seed: int, origins: Sequence[Mapping[str, str]]) -> None:
-    """Give a model card the policy's name, and a section on how it was made; doing so twice is doing it once."""
-    text = card.read_text(encoding="utf-8")
-    text = re.sub(r"^# .*$", f"# {name}", text, count=1, flags=re.MULTILINE)
+def tell_origin(path: Path, name: str, command: str, seed: int, origins: Sequence[Mapping[str, str]]) -> None:
+    """Give a model card the policy's name, its licence, and a section on how it was made; doing so twice is doing it
+    once."""
+    card = ModelCard.load(path)
+    card.data.license = LICENSE
+    text = re.sub(r"^# .*$", f"# {name}", card.text, count=1, flags=re.MULTILINE)
     joined = {key: ", then ".join(dict.fromkeys(origin[key] for origin in origins)) for key in origins[0]}
     rows = [f"| {key} | {value} |" for key, value in {**joined, "seed": str(seed)}.items()]
     section = "\n".join([HEADING, "", NO_BASE, "", "```bash", command, "```", "", "| | |", "|---|---|", *rows])
-    before, _, _ = text.partition(HEADING)
-    atomic_write_text(card, f"{before.rstrip()}\n\n{section}\n")
+    card.text = f"{text.partition(HEADING)[0].rstrip()}\n\n{section}\n"
+    atomic_write_text(path, str(card))
 
 
 def _commit() -> str:
