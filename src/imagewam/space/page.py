@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
+from gradio.helpers import Examples
 
 from .episodes import EpisodeStore
 from .fields import ALL, gallery, pictures
@@ -189,7 +190,7 @@ class Page:
             self.future_a = gallery("A: foreseen", "future-a")
             self.future_b = gallery("B: foreseen", "future-b")
 
-    def _examples(self) -> gr.Examples | None:
+    def _examples(self) -> Examples | None:
         """Episodes of the dataset that the page opens with, by what they were told."""
         if not self.default_dataset:
             return None
@@ -200,7 +201,6 @@ class Page:
             example_labels=list(told.values()),
             examples_per_page=MOST_EXAMPLES,
             elem_id="examples",
-            api_name=False,
         )
 
     # Wiring
