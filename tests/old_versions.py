@@ -14,3 +14,10 @@ compiles_actions = pytest.mark.skipif(
 def needs_diffusers(release: str, reason: str) -> pytest.MarkDecorator:
     """Skipped below a release of diffusers."""
     return pytest.mark.skipif(Version(diffusers.__version__) < Version(release), reason=reason)
+
+
+def diffusers_names_blocks(transformer: torch.nn.Module) -> None:
+    """Skip where diffusers does not name this network's repeated blocks, which quantisation goes by."""
+    named = getattr(transformer, "_repeated_blocks", None)
+    if not named and Version(diffusers.__version__) < Version("0.41"):
+        pytest.skip(f"diffusers {diffusers.__version__} names no repeated blocks of {type(transformer).__name__}")

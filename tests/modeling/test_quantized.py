@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from old_versions import compiles_actions, diffusers_names_blocks
 from test_static_calls import captured
 from torch import nn
 
@@ -20,6 +21,7 @@ SPREAD = {"int8": 0.03, "fp8": 0.15}
 
 
 def whole_and_quantized(make_policy, precision, **kwargs):
+    diffusers_names_blocks(make_policy().backbone.transformer)
     policy = copy.deepcopy(make_policy(**kwargs))  # the pipeline's own network serves other tests
     return policy, quantize_weights(copy.deepcopy(policy), precision)
 
@@ -73,6 +75,7 @@ def test_a_pass_that_ends_early_leaves_the_keys_of_a_whole_one(make_policy, obse
         torch.testing.assert_close(own.value, other.value.detach())
 
 
+@compiles_actions
 @ON_FLUX2
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_compiled_and_captured_policies_act_as_before(make_policy, observation, noise, precision):

@@ -4,7 +4,8 @@ import json
 import os
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, ModelCard
+from huggingface_hub import CommitInfo, ModelCard, constants
+from huggingface_hub.utils import get_session, hf_raise_for_status
 
 from ..upload import WEIGHT_FILES, clear_errors, upload_files
 from .checkpoint_files import check_checkpoint, checkpoint_files
@@ -49,12 +50,23 @@ def push_checkpoint(
 
 
 def _check_card(path: Path) -> None:
-    """Ask the Hub whether it takes the card's metadata."""
+    """Ask the Hub whether it takes the card's metadata.
+
+    As `ModelCard.validate`, which in huggingface_hub 1.6 asks huggingface.co wherever HF_ENDPOINT points.
+    """
     try:
-        ModelCard.load(path).validate()
+        card = ModelCard.load(path)
     except ValueError as error:
+        raise ValueError(f"the Hub does not take the metadata of {path}: {error}") from error
+    response = get_session().post(
+        f"{constants.ENDPOINT}/api/validate-yaml",
+        json={"repoType": card.repo_type, "content": str(card)},
+        headers={"Accept": "text/plain"},
+    )
+    if response.status_code == 400:
         try:
-            told = "; ".join(each["message"] for each in json.loads(str(error))["errors"])
+            told = "; ".join(each["message"] for each in json.loads(response.text)["errors"])
         except (ValueError, KeyError, TypeError):
-            told = str(error)
-        raise ValueError(f"the Hub does not take the metadata of {path}: {told}") from error
+            told = response.text
+        raise ValueError(f"the Hub does not take the metadata of {path}: {told}")
+    hf_raise_for_status(response)

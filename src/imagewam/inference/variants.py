@@ -139,6 +139,12 @@ def _read_words(backbone: EditingBackbone, num_tokens: int, pixels: Tensor) -> T
     return backbone.encode_instruction(ids, _causal_mask(backbone, num_tokens, pixels))[0]
 
 
+def _read_words_both_ways(backbone: EditingBackbone, num_tokens: int, pixels: Tensor) -> Tensor:
+    """Of an encoder whose words all see each other, such as UMT5: without padding it needs no mask."""
+    ids = torch.ones(len(pixels), num_tokens, dtype=torch.long, device=pixels.device)
+    return backbone.encode_instruction(ids, None)[0]
+
+
 def _causal_mask(backbone: EditingBackbone, num_tokens: int, pixels: Tensor) -> Tensor:
     """A finished mask: transformers looks into any other, and there are no values on the meta device to look at."""
     dtype = backbone.frozen_part("text_encoder").dtype
@@ -203,7 +209,7 @@ _PUBLISHED = (
         {"family": "wan2.2-ti2v", "transformer": "5B"},
         wan_autoencoder,
         _umt5_xxl,
-        _read_words,
+        _read_words_both_ways,
         modes=("prefix", "joint", "imagine"),
         preset="fastwam",
         license="apache-2.0",

@@ -187,7 +187,7 @@ def test_a_saved_pipeline_is_loaded_as_it_was(pipeline, image, noise, tmp_path, 
     assert index["_class_name"] == "OvisU1Pipeline"
     assert index["transformer"] == ["imagewam.modeling.transformers.ovis_u1", "OvisU1Transformer2DModel"]
     assert index["text_encoder"] == ["imagewam.modeling.transformers.ovis_u1_condition", "OvisU1ConditionEncoder"]
-    loaded = OvisU1Pipeline.from_pretrained(tmp_path, dtype=dtype)
+    loaded = OvisU1Pipeline.from_pretrained(tmp_path, torch_dtype=dtype)
     loaded.set_progress_bar_config(disable=True)
     assert {loaded.transformer.dtype, loaded.vae.dtype, loaded.text_encoder.dtype} == {dtype}
     assert loaded.text_encoder.name_or_path == str(tmp_path / "text_encoder")
