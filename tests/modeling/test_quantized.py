@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from old_versions import compiles_actions, diffusers_names_blocks
 from test_static_calls import captured
 from torch import nn
 
@@ -12,6 +11,7 @@ from imagewam.inference import quantized
 from imagewam.inference.quantized import PRECISIONS, quantize_weights, weight_bytes
 from imagewam.modeling.editing_blocks import block_linears
 from imagewam.training.quantization import quantize_editing
+from old_versions import compiles_actions, diffusers_names_blocks
 
 pytest.importorskip("torchao")
 
