@@ -16,6 +16,7 @@ from imagewam import ImageWAMForActionPrediction, ImageWAMProcessor
 from imagewam.cli import main
 from imagewam.hub import push_checkpoint, write_model_card
 from imagewam.hub.checkpoint_files import checkpoint_files
+from old_versions import retries_cut_downloads
 from tiny_checkpoint import tiny_checkpoint
 from tiny_processor import observation
 
@@ -208,6 +209,7 @@ def test_nothing_private_goes_into_a_public_repo(model_hub, checkpoint):
     assert model_hub.objects == {} and list(model_hub.head(REPO)) == [".gitattributes"]
 
 
+@retries_cut_downloads
 def test_a_download_that_is_cut_goes_on_where_it_stopped(model_hub, checkpoint):
     push_checkpoint(checkpoint, REPO)
     model_hub.download_limit, model_hub.download_cuts = 60_000, 2
@@ -215,6 +217,7 @@ def test_a_download_that_is_cut_goes_on_where_it_stopped(model_hub, checkpoint):
     assert model_hub.download_cuts == 0
 
 
+@retries_cut_downloads
 def test_a_download_that_cannot_be_ended_leaves_nothing_that_could_be_loaded(model_hub, checkpoint, monkeypatch):
     push_checkpoint(checkpoint, REPO)
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)

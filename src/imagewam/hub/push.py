@@ -52,12 +52,9 @@ def push_checkpoint(
 def _check_card(path: Path) -> None:
     """Ask the Hub whether it takes the card's metadata.
 
-    As `ModelCard.validate`, which in huggingface_hub 1.6 asks huggingface.co wherever HF_ENDPOINT points.
+    As `ModelCard.validate`, which in huggingface_hub 1.6 to 1.9 asks huggingface.co wherever HF_ENDPOINT points.
     """
-    try:
-        card = ModelCard.load(path)
-    except ValueError as error:
-        raise ValueError(f"the Hub does not take the metadata of {path}: {error}") from error
+    card = ModelCard.load(path)
     response = get_session().post(
         f"{constants.ENDPOINT}/api/validate-yaml",
         json={"repoType": card.repo_type, "content": str(card)},

@@ -135,14 +135,17 @@ def _umt5_xxl() -> UMT5EncoderModel:
 
 
 def _read_words(backbone: EditingBackbone, num_tokens: int, pixels: Tensor) -> Tensor:
-    ids = torch.ones(len(pixels), num_tokens, dtype=torch.long, device=pixels.device)
+    ids = _some_words(num_tokens, pixels)
     return backbone.encode_instruction(ids, _causal_mask(backbone, num_tokens, pixels))[0]
 
 
 def _read_words_both_ways(backbone: EditingBackbone, num_tokens: int, pixels: Tensor) -> Tensor:
     """Of an encoder whose words all see each other, such as UMT5: without padding it needs no mask."""
-    ids = torch.ones(len(pixels), num_tokens, dtype=torch.long, device=pixels.device)
-    return backbone.encode_instruction(ids, None)[0]
+    return backbone.encode_instruction(_some_words(num_tokens, pixels), None)[0]
+
+
+def _some_words(num_tokens: int, pixels: Tensor) -> Tensor:
+    return torch.ones(len(pixels), num_tokens, dtype=torch.long, device=pixels.device)
 
 
 def _causal_mask(backbone: EditingBackbone, num_tokens: int, pixels: Tensor) -> Tensor:
